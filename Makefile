@@ -1,0 +1,41 @@
+# One Makefile for people and for CI.  `make help` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-fast lint types bench clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+install: $(STAMP)  ## install into .venv (torch first, then the pinned set)
+
+demo: install  ## four data owners train under encryption and DP, then the ledger is verified
+	$(BIN)/fedseal run experiments/demo.toml
+	$(BIN)/fedseal audit verify
+
+test: install lint types  ## lint, types and all tests
+	$(BIN)/python -m pytest
+
+test-fast: install  ## unit tests only, in seconds
+	$(BIN)/python -m pytest -m "not e2e and not slow"
+
+lint: install  ## ruff
+	$(BIN)/ruff check .
+
+types: install  ## mypy
+	$(BIN)/mypy
+
+bench: install  ## the benchmarks behind docs/performance.md
+	$(BIN)/python -m experiments.bench_all
+
+clean:  ## remove what builds and runs left here (not .venv)
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

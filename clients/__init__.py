@@ -1,0 +1,1 @@
+"""The data owner's side: the ClientApp, its store, its data and its training."""

@@ -1,0 +1,341 @@
+"""Job files: TOML in, frozen dataclasses out.  `Job` is what the person wrote; `Job.public()` is what travels.
+
+A party's data path, its columns and its own limit never leave it: the public view holds names and shared settings
+only, and its digest names the job everywhere (ledger, messages, `--resume`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import tomllib
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fl_core.errors import JobFileError, UsageError
+from fl_core.schema import plain, read, setting
+
+KINDS = ("horizontal",)
+RUNTIMES = ("local",)
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Party:
+    """One data owner, as this machine knows it."""
+
+    name: str = setting(doc="a name of its own")
+    data: str | None = setting(None, doc="csv, csv.gz, parquet or npz, relative to the job file")
+    id: tuple[str, ...] = setting((), doc="column or columns that name a row; not used as features")
+    label: str | None = setting(None, doc="the column to learn")
+    max_epsilon: float | None = setting(None, above=0.0, doc="the owner's own limit for this dataset over all jobs")
+    key: str | None = setting(None, doc="pins the party's card: its fingerprint, 64 hex characters")
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A dataset of the registry, split among made-up parties for an experiment."""
+
+    name: str = setting(doc='digits, breast_cancer, mnist10k, pneumoniamnist or "package.module:function"')
+    parties: int | None = setting(None, low=1, high=10_000)
+    partition: str = setting("iid", choices=("iid", "dirichlet"))
+    alpha: float = setting(0.5, above=0.0, doc="dirichlet: small is uneven")
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What is trained."""
+
+    name: str = setting("mlp", doc='logistic, mlp, cnn or "package.module:function"')
+    hidden: tuple[int, ...] = setting((64,), low=1)
+    activation: str = setting("relu", choices=("relu", "tanh"))
+    init: str | None = setting(None, doc="a model.pt to start from, relative to the job file")
+    classes: tuple[str, ...] = setting((), doc="all classes, when some party lacks one")
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """How it is trained."""
+
+    strategy: str = setting("fedavg", choices=("fedavg", "fedprox", "fedavgm", "fedadam"))
+    rounds: int = setting(5, low=0, high=100_000)
+    local_epochs: int = setting(1, low=1)
+    batch_size: int = setting(32, low=1)
+    learning_rate: float = setting(0.1, above=0.0)
+    optimizer: str = setting("sgd", choices=("sgd", "adam"))
+    momentum: float = setting(0.0, low=0.0, high=0.999)
+    weight_decay: float = setting(0.0, low=0.0)
+    proximal_mu: float = setting(0.01, low=0.0, doc="fedprox: the pull towards the global model")
+    server_learning_rate: float | None = setting(None, above=0.0, doc="fedavgm (1.0), fedadam (0.01)")
+    server_momentum: float = setting(0.9, low=0.0, high=0.999, doc="fedavgm; beta_1 of fedadam")
+    device: str = setting("auto", choices=("cpu", "cuda", "auto"))
+    min_parties: int | None = setting(None, low=1)
+    round_timeout: float = setting(600.0, above=0.0, doc="seconds a round waits for its parties")
+    standardize: str = setting(
+        "auto", choices=("auto", "pooled", "none"), doc="auto: pooled for table files without DP"
+    )
+    receivers: tuple[str, ...] = setting((), doc="parties without data that get the model too")
+    publish: bool = setting(False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Encryption:
+    """How updates are protected on their way."""
+
+    scheme: str = setting("ckks", choices=("ckks", "none"))
+    profile: str = setting("CKKS_2048")
+
+
+@dataclasses.dataclass(frozen=True)
+class Privacy:
+    """What the model may tell about a row (dp-sgd) or about a party's update (client-dp)."""
+
+    mechanism: str = setting("none", choices=("dp-sgd", "client-dp", "none"))
+    target_epsilon: float = setting(3.0, above=0.0)
+    target_delta: float = setting(1e-5, above=0.0, high=0.1)
+    max_grad_norm: float = setting(1.0, above=0.0, doc="dp-sgd: L2 bound of one sample's gradient")
+    clipping_norm: float = setting(1.0, above=0.0, doc="client-dp: L2 bound of one party's update")
+    noise: str = setting("os", choices=("os", "seeded"), doc="seeded: repeatable, protects nothing")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Which rows are held out at each party."""
+
+    test_fraction: float = setting(0.2, low=0.0, high=0.9)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One job file after `--set`."""
+
+    kind: str = setting(choices=KINDS)
+    name: str = setting("job")
+    seed: int = setting(0, low=0, high=2**53 - 1)
+    runtime: str = setting("local", choices=RUNTIMES)
+    parties: tuple[Party, ...] = setting((), key="party")
+    dataset: Dataset | None = setting(None)
+    model: Model = setting(Model())
+    train: Train = setting(Train())
+    encryption: Encryption = setting(Encryption())
+    privacy: Privacy = setting(Privacy())
+    evaluate: Evaluate = setting(Evaluate())
+    base: Path = dataclasses.field(default=Path(), metadata={"key": "\0base"})
+
+    def public(self) -> dict[str, Any]:
+        """The part every party sees: no path, no column, no owner's limit; integers and strings only."""
+        view = plain(dataclasses.replace(self, parties=(), base=None))  # type: ignore[arg-type]
+        view["party"] = [{"name": p.name} | ({"key": p.key} if p.key else {}) for p in self.parties]
+        model = view["model"]
+        if self.model.init:
+            model["init"] = file_digest(self.base / self.model.init)
+        return dict(view)
+
+    def digest(self) -> str:
+        """SHA-256 of the public view: the job's name in messages, ledger and `--resume`."""
+        return public_digest(self.public())
+
+    def party(self, name: str) -> Party:
+        """The party of that name."""
+        return next(p for p in self.parties if p.name == name)
+
+    def own_part(self, name: str) -> dict[str, Any]:
+        """What only that party's node knows of the job: its data, columns and limit; JSON-able."""
+        own: dict[str, Any] = {}
+        if any(p.name == name for p in self.parties):
+            party = self.party(name)
+            own = {k: v for k, v in dataclasses.asdict(party).items() if k != "name" and v not in (None, ())}
+        return own | ({"init": self.model.init} if self.model.init else {})
+
+    @property
+    def min_parties(self) -> int:
+        """Contributions a round needs: as set, or all but one, at least three, always more than half."""
+        n = len(self.parties)
+        return self.train.min_parties or min(n, max(3, n - 1, n // 2 + 1))
+
+    @property
+    def standardize(self) -> bool:
+        """Whether parties first agree on the pooled mean and deviation of each feature."""
+        if self.train.standardize == "auto":
+            return self.dataset is None and self.privacy.mechanism == "none"
+        return self.train.standardize == "pooled"
+
+    @property
+    def unsafe(self) -> list[str]:
+        """Every choice of this job that takes protection away, in words for the summary and the ledger."""
+        said = []
+        if self.encryption.scheme == "none":
+            said.append("encryption is off: the coordinator sees every party's update")
+        elif self.encryption.profile == "TEST_ONLY":
+            said.append("profile TEST_ONLY protects nothing")
+        if self.privacy.mechanism != "none" and self.privacy.noise == "seeded":
+            said.append("the DP noise is seeded: it can be subtracted and protects nothing")
+        if self.min_parties < 3:
+            said.append("fewer than three contributions: each of two parties learns the other's update")
+        return said
+
+
+def public_digest(view: Mapping[str, Any]) -> str:
+    """SHA-256, hex, of the canonical JSON of a public view."""
+    text = json.dumps(view, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256, hex, of a file."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise JobFileError("model.init", f"{path} cannot be read ({error.strerror})", allowed="a model.pt") from None
+
+
+def job_from_public(view: Mapping[str, Any]) -> Job:
+    """The job as a party sees it: shared settings and the parties' names."""
+    table = _numbers(Job, dict(view))
+    return read(Job, table)
+
+
+def _numbers(cls: type, table: dict[str, Any]) -> dict[str, Any]:
+    """Turn the decimal texts of `plain` back into floats, by the declared type."""
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        key = str(field.metadata.get("key") or field.name)
+        if key not in table:
+            continue
+        kinds = typing.get_args(hints[field.name]) or (hints[field.name],)
+        nested = next((k for k in kinds if dataclasses.is_dataclass(k)), None)
+        if nested and isinstance(table[key], dict):
+            table[key] = _numbers(typing.cast(type, nested), dict(table[key]))
+        elif float in kinds and isinstance(table[key], str):
+            table[key] = float(table[key])
+    return table
+
+
+def load_job(source: Path | str | Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any] = ()) -> Job:
+    """Read and check a job file (or a table of the same shape).
+
+    Parameters
+    ----------
+    source : a path, or the parsed table.
+    overrides : `["train.rounds=10", …]` as on the command line, or `{"train.rounds": 10}`.
+
+    Raises
+    ------
+    JobFileError : one line naming the key, the value and what is allowed.
+    """
+    if isinstance(source, Mapping):
+        table, base = json.loads(json.dumps(source)), Path.cwd()
+    else:
+        table, base = _parse(Path(source)), Path(source).resolve().parent
+    pairs = overrides.items() if isinstance(overrides, Mapping) else map(_split_override, overrides)
+    for key, value in pairs:
+        _override(table, key, value)
+    _one_id_is_a_list(table)
+    job = dataclasses.replace(read(Job, table), base=base)
+    return _check(_with_parties(job))
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path}: not TOML: {error}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: not UTF-8 text") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _split_override(text: str) -> tuple[str, Any]:
+    key, found, value = text.partition("=")
+    if not found or not key:
+        raise UsageError(f"--set {text!r}: not KEY=VALUE; allowed: for example train.rounds=10")
+    try:
+        return key, tomllib.loads(f"v = {value}")["v"]
+    except tomllib.TOMLDecodeError:
+        return key, value  # a bare word is text
+
+
+def _override(table: dict[str, Any], key: str, value: Any) -> None:
+    at: Any = table
+    *parents, last = key.split(".")
+    for part in parents:
+        if isinstance(at, list):
+            if not part.isdigit() or int(part) >= len(at):
+                raise JobFileError(key, f"no entry {part!r}", allowed=f"0 to {len(at) - 1}")
+            at = at[int(part)]
+        else:
+            at = at.setdefault(part, {})
+        if not isinstance(at, (dict, list)):
+            raise JobFileError(key, f"{part!r} is not a table")
+    if not isinstance(at, dict):
+        raise JobFileError(key, "names a whole table; name a key in it")
+    at[last] = value
+
+
+def _one_id_is_a_list(table: dict[str, Any]) -> None:
+    for entry in table.get("party", []) if isinstance(table.get("party"), list) else []:
+        if isinstance(entry, dict) and isinstance(entry.get("id"), str):
+            entry["id"] = [entry["id"]]
+
+
+def _with_parties(job: Job) -> Job:
+    """An experiment's parties get names; real ones must name their data."""
+    if job.dataset is None:
+        if not job.parties:
+            raise JobFileError("party", "no parties", allowed="[[party]] tables, or a [dataset]")
+        for i, p in enumerate(job.parties):
+            for key in ("data", "label"):
+                if getattr(p, key) is None:
+                    raise JobFileError(f"party[{i}].{key}", f"missing for party {p.name!r}", allowed="text")
+        return job
+    count = job.dataset.parties
+    if job.parties:
+        if count not in (None, len(job.parties)):
+            raise JobFileError("dataset.parties", f"{count} is not the number of [[party]] tables ({len(job.parties)})")
+        parties = job.parties
+        for i, p in enumerate(parties):
+            if p.data is not None:
+                raise JobFileError(f"party[{i}].data", "goes with real parties, not with [dataset]")
+    else:
+        parties = tuple(Party(name=f"party_{i + 1}") for i in range(count or 4))
+    return dataclasses.replace(job, parties=parties, dataset=dataclasses.replace(job.dataset, parties=len(parties)))
+
+
+def _check(job: Job) -> Job:
+    """What holds between keys."""
+    names = [p.name for p in job.parties]
+    for i, name in enumerate([*names, *job.train.receivers]):
+        if not _NAME.fullmatch(name) or name == "coordinator":
+            raise JobFileError(f"party[{i}].name", f"{name!r}", allowed="a-z 0-9 _ . -, at most 64, not 'coordinator'")
+        if [*names, *job.train.receivers].count(name) > 1:
+            raise JobFileError(f"party[{i}].name", f"{name!r} is there twice", allowed="names that differ")
+    n, least = len(names), job.min_parties
+    if least > n:
+        raise JobFileError("train.min_parties", f"{least} of {n} parties", allowed=f"2 to {n}")
+    if n < 3 and job.train.min_parties != 2:
+        raise JobFileError(
+            "train.min_parties",
+            f"{n} parties: with two, each learns the other's update",
+            allowed="three parties or more, or min_parties = 2 to accept it" if n == 2 else "three parties or more",
+        )
+    if least < 2 or 2 * least <= n:
+        raise JobFileError(
+            "train.min_parties", f"{least} of {n} parties", allowed=f"more than half, {n // 2 + 1} to {n}"
+        )
+    if job.standardize and job.privacy.mechanism != "none":
+        raise JobFileError(
+            "train.standardize",
+            "'pooled' would tell the parties exact means that DP does not cover",
+            allowed="none, with features brought to about -1 … 1 beforehand",
+        )
+    for key, path in [("model.init", job.model.init)] + [
+        (f"party[{i}].data", p.data) for i, p in enumerate(job.parties)
+    ]:
+        if path is not None and not (job.base / path).is_file():
+            raise JobFileError(key, f"no file {job.base / path}", allowed="a file, relative to the job file")
+    return job

@@ -1,0 +1,1 @@
+"""Named parameter sets, encrypted aggregation, sealing between parties and OS-random noise."""

@@ -1,0 +1,1 @@
+"""Datasets, models, local training and privacy accounting."""

@@ -1,0 +1,1 @@
+"""Identities, signed statements, the hash-chained ledger, witnesses and privacy budgets."""

@@ -1,0 +1,379 @@
+"""The coordinator's ledger: an append-only SQLite file of entries, tree nodes, checkpoints, co-signatures.
+
+The writing order is the design. One transaction (BEGIN IMMEDIATE, WAL, synchronous=FULL) reads the head,
+verifies the statements, orders them after it, and stores entries, tree nodes and the signed checkpoint
+together; only when SQLite has synced does `commit` return the note. So nobody ever holds a checkpoint over
+entries that a crash could lose:
+
+================================  ==========================================================================
+killed or powered off             what is there afterwards
+================================  ==========================================================================
+while a new file is made          no file: it is linked to its name when complete
+before COMMIT is synced           the ledger as before; nobody was told anything; statements are sent again
+after the sync, before answering  entries and checkpoint; the caller finds them with `entries(run=…)`
+before co-signatures are stored   entries and checkpoint; short of quorum until a co-signature comes again
+while two processes append        one after the other; the second reads the head that the first left
+================================  ==========================================================================
+
+The ledger admits only what the auditor's verifier accepts: statements for this log, signed under a card that
+an earlier entry shows, one card a name and one name a key. Statements are verified here, not trusted from the
+caller.
+"""
+
+from __future__ import annotations
+
+import hmac
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NoReturn
+
+from fl_core.errors import BadMessage, BadSignature, LedgerBroken, UsageError, WrongKey
+from fl_core.trust import canonical, database, merkle
+from fl_core.trust.checkpoint import Checkpoint, log_id, open_checkpoint, sign_checkpoint, verify_cosignature
+from fl_core.trust.entry import KINDS, NO_PREVIOUS, Entry, Statement, check_roster
+from fl_core.trust.identity import Card, Identity
+
+_FILE = database.FileType(
+    word="fedseal ledger",
+    application_id=0x46534C47,  # "FSLG"
+    version=1,
+    schema="""
+        CREATE TABLE entries (
+            seq INTEGER PRIMARY KEY, leaf BLOB NOT NULL, run TEXT NOT NULL, kind TEXT NOT NULL, by TEXT NOT
+            NULL);
+        CREATE INDEX entries_run ON entries (run);
+        CREATE TABLE nodes (
+            level INTEGER, idx INTEGER, hash BLOB NOT NULL, PRIMARY KEY (level, idx)) WITHOUT ROWID;
+        CREATE TABLE cards (
+            name TEXT PRIMARY KEY, key TEXT NOT NULL UNIQUE, seq INTEGER NOT NULL, card BLOB NOT NULL);
+        CREATE TABLE checkpoints (size INTEGER PRIMARY KEY, note TEXT NOT NULL);
+        CREATE TABLE cosignatures (
+            size INTEGER, name TEXT, line TEXT NOT NULL, PRIMARY KEY (size, name)) WITHOUT ROWID;
+    """,
+)
+_PAGE = 500
+
+
+class Ledger:
+    """An open ledger.  Several threads and processes may use one file; carry none across a fork."""
+
+    def __init__(self, path: Path, db: sqlite3.Connection, identity: Identity | None) -> None:
+        self._path = path
+        self._db = db
+        self._identity = identity
+        self._lock = threading.RLock()
+
+    @classmethod
+    def open(cls, path: Path, identity: Identity | None = None) -> Ledger:
+        """Open a ledger: read-only, or with the coordinator's `identity` to write, making the file if needed.
+
+        A new ledger starts with a `log` entry, which shows the coordinator's card, and a checkpoint over it.
+
+        Raises
+        ------
+        UsageError
+            If there is no ledger, or the file is of another type or version.
+        WrongKey
+            If the ledger is another coordinator's.
+        LedgerBroken
+            If the stored tree no longer has the root that was signed last.
+        """
+        path = Path(path)
+        if identity is not None and not path.exists():
+            database.create(path, _FILE, mode=0o644, fill=lambda db: cls(path, db, identity)._begin())
+        ledger = cls(path, database.connect(path, _FILE, writable=identity is not None), identity)
+        try:
+            ledger._check_opened()
+        except BaseException:
+            ledger.close()
+            raise
+        return ledger
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._db.close()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    # ---- the head
+
+    @cached_property
+    def coordinator(self) -> Card:
+        """The card of the coordinator that keeps this log."""
+        return self._entry(0).statement.shown_card() or self._missing("the coordinator's card")
+
+    @cached_property
+    def log(self) -> str:
+        """Origin of this log, `fedseal/…`."""
+        return log_id(self.coordinator)
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return int(self._one("SELECT COALESCE(MAX(seq) + 1, 0) FROM entries"))
+
+    @property
+    def root(self) -> bytes:
+        """Root of the tree over all entries, 32 bytes."""
+        with self._lock:
+            return self._frontier(self.size).root()
+
+    # ---- writing
+
+    def append(self, statements: Iterable[Statement]) -> list[Entry]:
+        """Order `statements` after the head in one transaction, all or none, and return their entries.
+
+        Raises
+        ------
+        BadMessage
+            For a statement of another log, a second `log` statement, or a card that is not its signer's own.
+        BadSignature
+            If a statement does not verify.
+        WrongKey
+            If the signer shows no card before, another card than before, or another party's key.
+        """
+        with self._writing():
+            return self._append(list(statements))
+
+    def commit(self, statements: Iterable[Statement]) -> tuple[list[Entry], str]:
+        """Do `append` and sign a checkpoint over the new head in the same transaction; return both."""
+        with self._writing():
+            return self._append(list(statements)), self._sign_head()
+
+    def checkpoint(self) -> str:
+        """Return the checkpoint note of the current head, signing it if this process may and nobody has."""
+        if self._identity is None:
+            size = self.size
+            note = self.checkpoint_at(size)
+            if note is None:
+                raise UsageError(f"{self._path}: the coordinator has not signed all {size} entries yet")
+            return note
+        with self._writing():
+            return self._sign_head()
+
+    def add_cosignatures(self, size: int, lines: Mapping[str, str]) -> None:
+        """Store co-signature lines, keyed by party name, of the checkpoint over `size` entries: all, or none.
+
+        A party's first line stays; a repeated one is ignored.
+
+        Raises
+        ------
+        UsageError
+            If there is no checkpoint over `size` entries.
+        WrongKey
+            If a party shows no card in those entries.
+        BadMessage, BadSignature
+            If a line is malformed or does not verify; the message names the party.
+        """
+        with self._writing():
+            note = self.checkpoint_at(size)
+            if note is None:
+                raise UsageError(f"{self._path}: no checkpoint over {size} entries")
+            for name, line in lines.items():
+                card = self._card_before(name, size)
+                if card is None:
+                    raise WrongKey(f"{name}: co-signs, but shows no card in the first {size} entries")
+                verify_cosignature(note, line, card)
+            self._db.executemany(
+                "INSERT OR IGNORE INTO cosignatures VALUES (?, ?, ?)",
+                [(size, name, line) for name, line in lines.items()],
+            )
+
+    # ---- reading
+
+    def entries(
+        self, start: int = 0, stop: int | None = None, *, run: str | None = None, kind: str | None = None
+    ) -> Iterator[Entry]:
+        """Iterate over the entries start … stop-1 (by default to the present head), of one run or kind."""
+        stop = self.size if stop is None else stop
+        query = "SELECT seq, leaf FROM entries WHERE seq >= ? AND seq < ?"
+        filters = {column: value for column, value in (("run", run), ("kind", kind)) if value is not None}
+        query += "".join(f" AND {column} = ?" for column in filters) + f" ORDER BY seq LIMIT {_PAGE}"
+        while True:
+            rows = self._all(query, start, stop, *filters.values())
+            for _, leaf in rows:
+                yield Entry.decode(leaf)
+            if len(rows) < _PAGE:
+                return
+            start = rows[-1][0] + 1
+
+    def card(self, name: str) -> Card | None:
+        """Return the card that `name` shows on this ledger, if any."""
+        return self._card_before(name, canonical.MAX_INT)
+
+    def inclusion(self, seq: int, size: int) -> list[bytes]:
+        """Return the inclusion proof of entry `seq` in the first `size`; UsageError out of range."""
+        self._check_size(size)
+        return merkle.inclusion_proof(seq, size, self._node)
+
+    def consistency(self, old: int, new: int) -> list[bytes]:
+        """Return the proof that the log of `new` entries extends that of `old`; UsageError out of range."""
+        self._check_size(new)
+        return merkle.consistency_proof(old, new, self._node)
+
+    def checkpoint_at(self, size: int) -> str | None:
+        """Return the checkpoint note over exactly `size` entries, if there is one."""
+        rows = self._all("SELECT note FROM checkpoints WHERE size = ?", size)
+        return rows[0][0] if rows else None
+
+    def last_checkpoint(self, min_cosignatures: int = 0) -> str | None:
+        """Return the largest checkpoint note that has at least `min_cosignatures`, if there is one."""
+        rows = self._all(
+            "SELECT note FROM checkpoints p WHERE ? <="
+            " (SELECT COUNT(*) FROM cosignatures c WHERE c.size = p.size) ORDER BY size DESC LIMIT 1",
+            min_cosignatures,
+        )
+        return rows[0][0] if rows else None
+
+    def checkpoint_sizes(self, start: int = 0) -> list[int]:
+        """Return the sizes ≥ `start` over which there are checkpoints, ascending."""
+        rows = self._all("SELECT size FROM checkpoints WHERE size >= ? ORDER BY size", start)
+        return [size for (size,) in rows]
+
+    def cosignatures(self, size: int) -> dict[str, str]:
+        """Return the stored co-signature lines of the checkpoint over `size` entries by party name."""
+        return dict(self._all("SELECT name, line FROM cosignatures WHERE size = ? ORDER BY name", size))
+
+    # ---- one transaction
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        if self._identity is None:
+            raise UsageError(f"{self._path}: opened read-only")
+        with self._lock, database.storage_errors(self._path), database.transaction(self._db):
+            yield
+
+    def _begin(self) -> None:
+        """Write the first entry and its checkpoint."""
+        identity = self._coordinator_identity()
+        body = {"card": identity.card.to_dict()}
+        with self._writing():
+            self._append([Statement.make(identity, log=log_id(identity.card), kind="log", run="", body=body)])
+            self._sign_head()
+
+    def _append(self, statements: list[Statement]) -> list[Entry]:
+        frontier = self._frontier(self.size)
+        origin = log_id(self._coordinator_identity().card)
+        now = time.time_ns() // 1_000_000
+        prev = self._node(0, frontier.size - 1).hex() if frontier.size else NO_PREVIOUS
+        cards: dict[str, Card] = {}
+        entries: list[Entry] = []
+        nodes: list[tuple[int, int, bytes]] = []
+        for statement in statements:
+            entry = Entry(statement, seq=frontier.size, prev=prev, t=now)
+            self._admit(entry, origin, cards)
+            nodes += frontier.append(entry.leaf_hash)
+            prev = entry.leaf_hash.hex()
+            entries.append(entry)
+        self._db.executemany(
+            "INSERT INTO entries VALUES (?, ?, ?, ?, ?)",
+            [(entry.seq, entry.encode(), entry.run, entry.kind, entry.by) for entry in entries],
+        )
+        self._db.executemany("INSERT INTO nodes VALUES (?, ?, ?)", nodes)
+        return entries
+
+    def _admit(self, entry: Entry, origin: str, cards: dict[str, Card]) -> None:
+        """Raise unless the verifier will accept it here; `cards` caches those of this transaction."""
+        statement, by = entry.statement, entry.by
+        if statement.log != origin:
+            raise BadMessage(f"{by}: a statement for {statement.log} in {origin}")
+        if statement.kind not in KINDS:
+            raise BadMessage(f"{by}: a {statement.kind} statement belongs on no ledger")
+        if (statement.kind == "log") != (entry.seq == 0):
+            raise BadMessage(f"{by}: a ledger has one log statement, its first entry")
+        card = cards.get(by) or self.card(by)
+        shown = statement.shown_card()
+        if shown is not None:
+            if card is not None and card != shown:
+                raise WrongKey(f"{by}: shows card {shown.fingerprint[:16]}…, before {card.fingerprint[:16]}…")
+            if card is None:
+                self._add_card(shown, entry.seq)
+                card = shown
+        if card is None:
+            raise WrongKey(f"{by}: shows no card on this ledger")
+        cards[by] = card
+        self._check_signature(statement, card)
+        if statement.kind == "roster" and card == self._coordinator_identity().card:
+            check_roster(statement.body)
+
+    def _check_signature(self, statement: Statement, card: Card) -> None:
+        identity = self._coordinator_identity()
+        if card != identity.card:
+            statement.verify(card)
+        # Ed25519 is deterministic: to sign once more takes a third of the time of verifying
+        elif not hmac.compare_digest(identity.sign(statement.signed_bytes()).hex(), statement.sig):
+            raise BadSignature(f"{card.name}: the statement does not verify")
+
+    def _add_card(self, card: Card, seq: int) -> None:
+        owner = self._all("SELECT name FROM cards WHERE key = ?", card.ed25519)
+        if owner:  # one key under two names would count twice in a quorum
+            raise WrongKey(f"{card.name}: shows the key of {owner[0][0]}")
+        fields = canonical.encode(card.to_dict())
+        self._db.execute("INSERT INTO cards VALUES (?, ?, ?, ?)", (card.name, card.ed25519, seq, fields))
+
+    def _sign_head(self) -> str:
+        size = self.size
+        note = self.checkpoint_at(size)
+        if note is None:
+            identity = self._coordinator_identity()
+            head = Checkpoint(log_id(identity.card), size, self._frontier(size).root())
+            note = sign_checkpoint(identity, head)
+            self._db.execute("INSERT INTO checkpoints VALUES (?, ?)", (size, note))
+        return note
+
+    # ---- helpers
+
+    def _check_opened(self) -> None:
+        """Refuse another coordinator's file, and one whose tree does not have the root signed last."""
+        coordinator = self.coordinator
+        if self._identity is not None and self._identity.card != coordinator:
+            raise WrongKey(f"{self._path}: the ledger of {coordinator.name}, key {coordinator.ed25519[:16]}…")
+        head = open_checkpoint(self.last_checkpoint() or self._missing("its checkpoints"), coordinator)
+        if head.size > self.size or head.root != self._frontier(head.size).root():
+            raise LedgerBroken(f"{self._path}: the first {head.size} entries are not those that were signed")
+
+    def _check_size(self, size: int) -> None:
+        if size > self.size:
+            raise UsageError(f"{self._path}: {self.size} entries, asked about {size}")
+
+    def _frontier(self, size: int) -> merkle.Frontier:
+        return merkle.Frontier.load(size, self._node)
+
+    def _node(self, level: int, index: int) -> bytes:
+        if level == 0:
+            rows = self._all("SELECT leaf FROM entries WHERE seq = ?", index)
+            return merkle.leaf_hash(rows[0][0] if rows else self._missing(f"entry {index}"))
+        rows = self._all("SELECT hash FROM nodes WHERE level = ? AND idx = ?", level, index)
+        return rows[0][0] if rows else self._missing(f"node {index} of level {level}")
+
+    def _entry(self, seq: int) -> Entry:
+        return next(self.entries(seq, seq + 1), None) or self._missing(f"entry {seq}")
+
+    def _card_before(self, name: str, size: int) -> Card | None:
+        rows = self._all("SELECT card FROM cards WHERE name = ? AND seq < ?", name, size)
+        return Card.from_dict(canonical.decode(rows[0][0])) if rows else None
+
+    def _coordinator_identity(self) -> Identity:
+        if self._identity is None:
+            raise UsageError(f"{self._path}: opened read-only")
+        return self._identity
+
+    def _missing(self, what: str) -> NoReturn:
+        raise LedgerBroken(f"{self._path}: {what} is missing")
+
+    def _one(self, query: str) -> int:
+        return int(self._all(query)[0][0])
+
+    def _all(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        with self._lock, database.storage_errors(self._path):
+            return self._db.execute(query, values).fetchall()

@@ -1,0 +1,105 @@
+"""The fixed list of who takes part in a run, signed by everyone on it.
+
+It holds each party's card and its signed `join` statement with an ephemeral X25519 key of the run.  Every party signs
+the roster's digest before it accepts the group key, so a coordinator can neither add a ghost party nor swap a key
+unseen.  The first trainer makes the group key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fl_core.errors import BadMessage, WrongKey
+from fl_core.trust import canonical
+from fl_core.trust.entry import Statement
+from fl_core.trust.identity import Card
+
+MAX_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class Roster:
+    """An opened roster; `text` is what was hashed."""
+
+    text: bytes
+    cards: dict[str, Card]
+    joins: dict[str, Statement]
+    digest: str = field(default="")
+
+    @classmethod
+    def from_joins(cls, joins: Sequence[tuple[Card, Statement]]) -> Roster:
+        """Build it at the coordinator, in the job's order."""
+        table = [{"card": card.to_dict(), "join": statement.to_dict()} for card, statement in joins]
+        return cls.parse(canonical.encode(table))
+
+    @classmethod
+    def parse(cls, text: bytes) -> Roster:
+        """Read it back; every card and join statement must verify.  Raises `BadMessage` or `BadSignature`."""
+        table = canonical.decode(text, max_bytes=MAX_BYTES)
+        cards: dict[str, Card] = {}
+        joins: dict[str, Statement] = {}
+        for item in table if isinstance(table, list) else []:
+            if not isinstance(item, dict) or set(item) != {"card", "join"}:
+                raise BadMessage("a roster of another shape")
+            card, join = Card.from_dict(item["card"]), Statement.from_dict(item["join"])
+            join.verify(card)
+            if join.kind != "join" or join.by != card.name or card.name in cards:
+                raise BadMessage(f"a roster with a wrong entry for {card.name!r}")
+            cards[card.name], joins[card.name] = card, join
+        if not cards:
+            raise BadMessage("an empty roster")
+        return cls(text, cards, joins, canonical.digest(table))
+
+    def check(self, *, run: str, job: str, expected: Mapping[str, str | None], me: Card) -> None:
+        """Hold it against the job: the same run and job, exactly the named parties, pinned keys, and my own card.
+
+        `expected` maps each name the job gives to a card fingerprint it pins, or None.
+        """
+        if set(self.cards) != set(expected):
+            raise BadMessage(f"a roster of {sorted(self.cards)}; allowed: {sorted(expected)}")
+        for name, join in self.joins.items():
+            if join.run != run or join.body.get("job") != job:
+                raise BadMessage(f"the join statement of {name!r} is of another run or job")
+            pin = expected[name]
+            if pin is not None and pin != self.cards[name].fingerprint:
+                raise WrongKey(f"the card of {name!r} is not the one the job pins ({pin[:16]}…)")
+        if self.cards[me.name] != me:
+            raise WrongKey(f"the roster shows another card for {me.name!r}")
+
+    @property
+    def trainers(self) -> list[str]:
+        """Those who contribute, in the job's order."""
+        return [name for name, join in self.joins.items() if join.body.get("role") == "trainer"]
+
+    @property
+    def key_maker(self) -> str:
+        """The party that makes the group key."""
+        return self.trainers[0]
+
+    @property
+    def ephemerals(self) -> dict[str, bytes]:
+        """Each party's X25519 public key of this run."""
+        return {name: bytes.fromhex(str(join.body.get("ephemeral", ""))) for name, join in self.joins.items()}
+
+    def check_ceremony(self, statements: Sequence[Mapping[str, Any]], *, run: str, sealed: str, me: str) -> Statement:
+        """Every party signed this roster, and its key maker signed the digest of the key sealed to `me`.
+
+        Returns the key maker's statement.  Raises `BadMessage`, `BadSignature` or `WrongKey`.
+        """
+        signed: dict[str, Statement] = {}
+        for table in statements:
+            statement = Statement.from_dict(dict(table))
+            if statement.by not in self.cards:
+                raise BadMessage(f"a roster signature by {statement.by!r}, who is not on it")
+            statement.verify(self.cards[statement.by])
+            if statement.run == run and statement.body.get("roster") == self.digest:
+                signed[statement.by] = statement
+        missing = sorted(set(self.cards) - set(signed))
+        if missing:
+            raise BadMessage(f"the roster is not signed by {', '.join(missing)}")
+        maker = signed[self.key_maker]
+        if maker.kind != "key" or maker.body.get("blobs", {}).get(f"key.{me}") != sealed:
+            raise WrongKey("the sealed key is not the one the key maker signed")
+        return maker

@@ -1,0 +1,135 @@
+"""`fedseal run | check | runs | logs | stop`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fl_core.errors import FedsealError, UsageError
+
+JobArgument = Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job file.")]
+RunArgument = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run id, an MLflow run id, a run name or an --out folder.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. train.rounds=10.")
+]
+HomeOption = Annotated[Path | None, typer.Option("--home", help="Instead of FEDSEAL_HOME or ./.fedseal.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    app.command(
+        epilog="Examples: fedseal run experiments/demo.toml --set train.rounds=10 · fedseal run JOB.toml --json"
+    )(run)
+    app.command(epilog="Example: fedseal check JOB.toml")(check)
+    app.command(epilog="Example: fedseal runs --json")(runs)
+    app.command(epilog="Example: fedseal logs digits-ckks-dp --follow")(logs)
+    app.command(epilog="Example: fedseal stop digits-ckks-dp")(stop)
+
+
+def run(
+    job: JobArgument,
+    overrides: SetOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the outputs (default runs/<name>-<time>).")
+    ] = None,
+    home: HomeOption = None,
+    runtime: Annotated[str | None, typer.Option("--runtime", help="local")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the last unfinished run of this job.")] = False,
+    as_json: JsonOption = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Run a job, with live progress, then a summary."""
+    from server.cli.progress import Progress, show_summary
+
+    changes = list(overrides or []) + ([f'runtime="{runtime}"'] if runtime else [])
+    with Progress(enabled=not quiet) as progress:
+        progress.say("starting")
+        try:
+            from server.run import run_job
+
+            summary = run_job(job, changes, home=home, out=out, resume=resume, on_event=progress.event)
+        except FedsealError as error:
+            if as_json:
+                status = {2: "usage", 3: "refused"}.get(
+                    error.exit_code, "stopped" if error.code == "stopped" else "failed"
+                )
+                print(json.dumps({"job": str(job), "status": status, "error": str(error)}))
+            raise
+    if as_json:
+        print(json.dumps(summary))
+    else:
+        show_summary(summary)
+
+
+def check(job: JobArgument, overrides: SetOption = None, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Dry run at the parties: columns, rows, classes and privacy budget, without starting anything."""
+    from server.cli.progress import show_check
+    from server.dry_run import dry_run
+
+    result = dry_run(job, list(overrides or []), home=home)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        show_check(result)
+    refused = [p for p in result["parties"] if p["status"] == "refused"]
+    if refused or not result["ok"]:
+        raise typer.Exit(3 if refused else 2)
+
+
+def runs(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """List the runs of this home."""
+    from fl_core.home import Home
+    from server.cli.progress import show_runs
+    from server.registry import all_runs, facts
+
+    found = [facts(info) for _, info in all_runs(Home.open(home))]
+    if as_json:
+        print(json.dumps({"runs": found}))
+    else:
+        show_runs(found)
+
+
+def logs(
+    run: RunArgument,
+    home: HomeOption = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
+) -> None:
+    """Print a run's log."""
+    from fl_core.home import Home
+    from server.registry import find
+
+    folder, _ = find(Home.open(home), run)
+    at = 0
+    while True:
+        text = folder.log.read_bytes()[at:] if folder.log.exists() else b""
+        at += len(text)
+        sys.stdout.write(text.decode(errors="replace"))
+        sys.stdout.flush()
+        if not follow or (not text and not folder.is_alive()):
+            return
+        time.sleep(0.3)
+
+
+def stop(run: RunArgument, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Ask a run to stop; it can be resumed."""
+    from fl_core.home import Home
+    from server.registry import find
+
+    folder, info = find(Home.open(home), run)
+    if not folder.is_alive():
+        raise UsageError(f"run {info.name} ({info.run}) is not running: {info.status}")
+    folder.ask_to_stop()
+    for _ in range(300):
+        if not folder.is_alive():
+            break
+        time.sleep(0.1)
+    answer: dict[str, Any] = {"run": info.run, "name": info.name, "status": folder.info().status}
+    print(json.dumps(answer) if as_json else f"{info.name}: {answer['status']}")

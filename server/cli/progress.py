@@ -1,0 +1,143 @@
+"""What a person sees while a run goes on and when it has ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.status import Status
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from strategies.coordination import Event
+
+WORDS = {
+    "died": "its process died",
+    "timeout": "no answer in time",
+    "budget": "privacy budget",
+    "data": "its data",
+}
+
+
+class Progress:
+    """Lines on stderr as things happen; on a terminal also what is being waited for."""
+
+    def __init__(self, *, enabled: bool = True) -> None:
+        self.console = Console(stderr=True, quiet=not enabled, highlight=False)
+        self.status: Status | None = None
+        self.began = time.monotonic()
+        self.latest: dict[str, str] = {}
+
+    def __enter__(self) -> Progress:
+        if self.console.is_terminal:
+            self.status = self.console.status("starting")
+            self.status.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.status is not None:
+            self.status.stop()
+
+    def say(self, text: str) -> None:
+        """Change what is being waited for."""
+        if self.status is not None:
+            self.status.update(f"{text} …")
+
+    def event(self, event: Event) -> None:
+        """Show one event."""
+        facts = event.facts
+        if event.kind == "joined":
+            self._line(f"joined: {', '.join(facts['parties'])}; group key {facts['key']}")
+            self.say("round 1")
+        elif event.kind == "round":
+            self._round(event.round, facts)
+        elif event.kind == "record":
+            self.latest = facts
+            shown = "  ".join(f"{k} {facts[k]}" for k in ("accuracy", "loss", "epsilon") if k in facts)
+            self._line(f"  model after round {event.round}: {shown}")
+        elif event.kind in ("dropped", "refused"):
+            why = facts.get("text") or WORDS.get(str(facts["code"]), str(facts["code"]))
+            self._line(f"[yellow]  {facts['party']} {event.kind}[/yellow]: {why}")
+
+    def _round(self, number: int, facts: Mapping[str, Any]) -> None:
+        names = {"train": f"round {number}", "evaluate": "evaluation", "standardize": "pooled statistics"}
+        there, missing = len(facts["parties"]), len(facts["missing"])
+        line = (
+            f"{names[facts['act']]}: {there}/{there + missing} parties, {facts['bytes_up'] / 1000:,.1f} kB up a party"
+        )
+        if "epsilon" in facts:
+            line += f", ε {facts['epsilon']}"
+        self._line(f"{line}, {facts['seconds']} s")
+        self.say(f"round {number + 1}")
+
+    def _line(self, text: str) -> None:
+        self.console.print(f"[dim]{time.monotonic() - self.began:6.1f} s[/dim]  {text}")
+
+
+def show_summary(summary: Mapping[str, Any]) -> None:
+    """The table after a run."""
+    console = Console(highlight=False)
+    table = Table(title=f"{summary['job']}: {summary['status']}", show_header=False, title_justify="left")
+    metrics = summary["metrics"]
+    names = {
+        "accuracy": "accuracy (all parties' test rows)",
+        "loss": "loss",
+        "epsilon": "ε spent (largest of the parties)",
+        "bytes_up": "bytes up (a party, a round)",
+        "bytes_down": "bytes down (a party, a round)",
+        "round_seconds": "seconds a round (median)",
+    }
+    for key, value in metrics.items():
+        table.add_row(names.get(key, key), f"{value:,.0f}" if key.startswith("bytes") else f"{value:.4g}")
+    table.add_row("seconds in all", f"{summary['seconds']:.1f}")
+    for party, files in summary["outputs"].items():
+        for path in files.values():
+            table.add_row(f"→ {party}", path)
+    ledger = summary["ledger"]
+    table.add_row("ledger", f"{ledger['size']} entries, head {ledger['root']}")
+    table.add_row("MLflow run", str(summary["mlflow_run_id"]))
+    console.print(table)
+    for text in summary["unsafe"]:
+        console.print(f"[bold red]UNSAFE[/bold red] {text}")
+    mlflow = summary["mlflow"]
+    if not mlflow["delivered"]:
+        console.print(f"[yellow]MLflow is behind[/yellow]: {mlflow['reason']}")
+    console.print(f"browse:  mlflow ui --backend-store-uri {mlflow['uri']}", soft_wrap=True)
+    console.print(f"verify:  fedseal audit verify --ledger {ledger['path']}", soft_wrap=True)
+
+
+def show_runs(runs: Sequence[Mapping[str, Any]]) -> None:
+    """The list of runs."""
+    table = Table("run", "name", "status", "started", "accuracy", "mlflow run")
+    for r in runs:
+        started = time.strftime("%Y-%m-%d %H:%M", time.localtime(r["started"]))
+        accuracy = r["metrics"].get("accuracy")
+        table.add_row(
+            r["run"],
+            r["name"],
+            r["status"],
+            started,
+            f"{accuracy:.4f}" if accuracy else "",
+            r["mlflow_run_id"] or "",
+        )
+    Console(highlight=False).print(table)
+
+
+def show_check(result: Mapping[str, Any]) -> None:
+    """What a dry run found."""
+    console = Console(highlight=False)
+    table = Table("party", "rows to train / test", "features", "classes", "ε planned", "ε left", "verdict")
+    for p in result["parties"]:
+        cells = [str(p.get(k, "")) for k in ("rows", "features", "classes", "epsilon", "epsilon_left")]
+        table.add_row(p["party"], *cells, p["problem"] or p["status"])
+    console.print(table)
+    for problem in result["problems"]:
+        console.print(f"[red]{problem}[/red]")
+    for text in result["unsafe"]:
+        console.print(f"[bold red]UNSAFE[/bold red] {text}")
+    console.print("ready" if result["ok"] else "not ready")

@@ -1,0 +1,79 @@
+"""`fedseal check`: what every party would say to a job, without keys, rounds or reservations.
+
+Meant for the person at this machine, so it may show row counts; nothing of it goes to ledger or MLflow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fl_core.config import Job, Party, load_job
+from fl_core.errors import FedsealError, RefusedError
+from fl_core.home import Home
+
+
+def dry_run(
+    job: Path | str | Mapping[str, Any],
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+    *,
+    home: Path | str | None = None,
+) -> dict[str, Any]:
+    """Check a job at all its parties.
+
+    Returns
+    -------
+    dict : `ok`, `job`, `parties` (`party`, `status` ready | refused | problem, rows, features, classes, epsilon),
+    `problems`, `unsafe`.
+    """
+    read, place = load_job(job, overrides), Home.open(home)
+    parties, data = [], {}
+    for party in read.parties:
+        told, loaded = _party(read, party, place)
+        parties.append(told)
+        if loaded is not None:
+            data[party.name] = loaded
+    problems = _disagreements(data)
+    ok = not problems and all(p["status"] == "ready" for p in parties)
+    return {
+        "ok": ok,
+        "job": read.name,
+        "digest": read.digest(),
+        "parties": parties,
+        "problems": problems,
+        "unsafe": read.unsafe,
+    }
+
+
+def _party(job: Job, party: Party, home: Home) -> tuple[dict[str, Any], Any]:
+    from clients.guard import preview
+
+    told: dict[str, Any] = {"party": party.name, "status": "ready", "problem": ""}
+    try:
+        seen = preview(job, party, home.party(party.name))
+    except FedsealError as error:
+        told["status"] = "refused" if isinstance(error, RefusedError) else "problem"
+        told["problem"] = str(error)
+        return told, None
+    data = seen.data
+    told["rows"] = f"{len(data.y_train)} / {len(data.y_test)}"
+    told["features"] = len(data.feature_names)
+    told["classes"] = len(data.classes)
+    if seen.epsilon is not None:
+        told["epsilon"] = f"{seen.epsilon:.2f}"
+    if seen.left is not None:
+        told["epsilon_left"] = f"{seen.left:.2f}"
+    return told, data
+
+
+def _disagreements(data: Mapping[str, Any]) -> list[str]:
+    problems = []
+    for what in ("schema", "classes"):
+        digests = {name: getattr(d, f"{what}_digest") for name, d in data.items()}
+        if len(set(digests.values())) > 1:
+            usual = max(digests.values(), key=list(digests.values()).count)
+            odd = ", ".join(name for name, d in digests.items() if d != usual)
+            words = {"schema": "feature columns", "classes": "classes (name them all in model.classes)"}[what]
+            problems.append(f"{odd}: other {words} than the other parties")
+    return problems

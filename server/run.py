@@ -1,0 +1,350 @@
+"""Run a job: home, ledger, recorders and a runtime around the ServerApp; the one way in for command line and Python.
+
+`run_job` returns the object that `fedseal run --json` prints, and raises the errors of `fl_core.errors`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from server import environment
+
+environment.prepare()
+
+from flwr.app import Context, RecordDict  # noqa: E402
+
+from fl_core.config import Job, load_job  # noqa: E402
+from fl_core.errors import FedsealError, JobFailed, UsageError  # noqa: E402
+from fl_core.files import write_atomic  # noqa: E402
+from fl_core.home import Home  # noqa: E402
+from fl_core.messages import COORDINATOR  # noqa: E402
+from fl_core.trust.entry import Statement  # noqa: E402
+from fl_core.trust.identity import CardBook, Identity  # noqa: E402
+from fl_core.trust.ledger import Ledger  # noqa: E402
+from server.app import activated, app, outcome  # noqa: E402
+from server.recorders.fanout import Fanout  # noqa: E402
+from server.recorders.ledger import LedgerRecorder  # noqa: E402
+from server.recorders.mlflow import MlflowRecorder  # noqa: E402
+from server.registry import RunFolder, RunInfo, find_unfinished, new_run_id  # noqa: E402
+from server.report import write_report  # noqa: E402
+from server.runtimes.local import LocalGrid, default_workers, warm_up  # noqa: E402
+from server.runtimes.worker import Node  # noqa: E402
+from strategies.coordination import Coordination, Event, Stopped  # noqa: E402
+
+EXPERIMENT = "fedseal"
+MLFLOW_SECONDS = 60.0
+
+
+def run_job(
+    job: Path | str | Mapping[str, Any],
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+    *,
+    home: Path | str | None = None,
+    out: Path | str | None = None,
+    resume: bool = False,
+    on_event: Callable[[Event], None] | None = None,
+) -> dict[str, Any]:
+    """Run a job to its end.
+
+    Parameters
+    ----------
+    job : a job file, or its parsed table.
+    overrides : `{"train.rounds": 10}` or `["train.rounds=10"]`.
+    home : instead of `FEDSEAL_HOME` or `./.fedseal`.
+    out : folder of the outputs; default `runs/<name>-<time>`.
+    resume : go on with the last unfinished run of this job in this home.
+    on_event : gets each `Event` as it happens.
+
+    Returns
+    -------
+    dict : `job, kind, runtime, status, mlflow_run_id, ledger, metrics, outputs, seconds`, and what else is shown.
+
+    Raises
+    ------
+    UsageError, RefusedError, JobFailed : see `fl_core.errors`; nothing half-written remains but the unfinished run.
+    """
+    started = time.time()
+    read = load_job(job, overrides)
+    place = Home.open(home)
+    if resume:
+        folder, info = find_unfinished(place, read.digest())
+        if out is not None and os.path.abspath(out) != info.out:
+            raise UsageError(f"--out {out}: the run to resume writes to {info.out}")
+    else:
+        target = Path(out) if out else Path("runs") / f"{read.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        info = RunInfo(
+            new_run_id(),
+            read.name,
+            read.kind,
+            read.runtime,
+            read.digest(),
+            str(target.absolute()),
+            started,
+            os.getpid(),
+        )
+        _free(target)
+        folder = RunFolder.create(place, info)
+    with folder.held():
+        return _Running(read, place, folder, info, on_event or (lambda _: None), resume=resume).run(started)
+
+
+def _free(out: Path) -> None:
+    """A new run never writes over an old one's outputs."""
+    if (out / "summary.json").exists():
+        raise UsageError(f"--out {out}: holds the outputs of another run; allowed: a new folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {out}: cannot be made ({error.strerror})") from None
+
+
+class _Running:
+    """One run in this process."""
+
+    def __init__(
+        self,
+        job: Job,
+        home: Home,
+        folder: RunFolder,
+        info: RunInfo,
+        on_event: Callable[[Event], None],
+        *,
+        resume: bool,
+    ) -> None:
+        self.job, self.home, self.folder, self.info, self.resume = job, home, folder, info, resume
+        self.on_event = on_event
+        self.grid: LocalGrid | None = None
+        self.failures: dict[str, str] = {}
+
+    def run(self, started: float) -> dict[str, Any]:
+        """Start everything, run, close everything, and return the summary."""
+        self.info.status, self.info.pid, self.info.error = "running", os.getpid(), ""
+        self.folder.save(self.info)
+        logging.getLogger("flwr").setLevel(logging.WARNING)
+        with ExitStack() as stack:
+            mlflow = self._mlflow()
+            warm_up()
+            try:
+                identity = Identity.load_or_create(self.home.coordinator, COORDINATOR)
+                ledger = stack.enter_context(Ledger.open(self.home.ledger, identity))
+                self._open_run(ledger, identity)
+                co = self._coordination(ledger, identity, mlflow)
+                result = self._serve(co)
+            except BaseException as error:
+                self._failed(error, mlflow)
+                raise
+            summary = self._summary(ledger, result.metrics, result.model_digest, time.time() - started)
+            self._finish(summary, ledger, mlflow, result.published)
+            return summary
+
+    # ---- start
+
+    def _mlflow(self) -> MlflowRecorder:
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.home.path / 'mlflow.db'}"
+        params = {k: v for k, v in _flat(self.job.public()) if v != ""}
+        tags = {"fedseal.run": self.info.run, "fedseal.job": self.info.job, "fedseal.kind": self.job.kind}
+        return MlflowRecorder.start(
+            self.folder.spool,
+            tracking_uri=uri,
+            artifacts=self.home.path / "artifacts",
+            experiment=EXPERIMENT,
+            run_name=self.job.name,
+            params=params,
+            tags=tags,
+            datasets=[],
+        )
+
+    def _open_run(self, ledger: Ledger, identity: Identity) -> None:
+        kind, body = "job", {"job": self.info.job, "view": self.job.public(), "unsafe": self.job.unsafe}
+        if any(ledger.entries(run=self.info.run, kind="job")):
+            kind, body = "resume", {"job": self.info.job}
+        ledger.append([Statement.make(identity, log=ledger.log, kind=kind, run=self.info.run, body=body)])
+
+    def _coordination(self, ledger: Ledger, identity: Identity, mlflow: MlflowRecorder) -> Coordination:
+        names = [p.name for p in self.job.parties] + list(self.job.train.receivers)
+        nodes = {name: i + 2 for i, name in enumerate(names)}  # 1 is the coordinator
+        return Coordination(
+            job=self.job,
+            run=self.info.run,
+            nodes=nodes,
+            identity=identity,
+            cards=CardBook(self.home.coordinator / "cards.json"),
+            ledger=ledger,
+            workdir=self.folder.path,
+            recorder=Fanout([LedgerRecorder(ledger, identity, self.info.run), mlflow]),
+            progress=self._event,
+            stopped=self.folder.is_stopping,
+        )
+
+    def _event(self, event: Event) -> None:
+        notices = self.grid.notices if self.grid else {}
+        if event.kind in ("dropped", "refused"):
+            party = str(event.facts["party"])
+            text = notices.get(party) or str(event.facts.get("text", ""))
+            if text:
+                self.failures[party] = text
+                event = replace(event, facts={**event.facts, "text": text})
+        self.folder.write_log(f"{event.kind} round {event.round} {json.dumps(event.facts, default=str)}")
+        self.on_event(event)
+
+    def _serve(self, co: Coordination) -> Any:
+        flower_run = int(self.info.run, 16) or 1
+        nodes = [Node(co.nodes[name], name, self._node_config(name)) for name in co.nodes]
+        self.grid = LocalGrid(nodes, workers=default_workers(len(nodes)), run_id=flower_run, log=self.folder.log)
+        context = Context(run_id=flower_run, node_id=1, node_config={}, state=RecordDict(), run_config={"run": co.run})
+        try:
+            with activated(co), _stop_on_signals(self.folder):
+                app(self.grid, context)
+        finally:
+            self.grid.close()
+        return outcome(co.run)
+
+    def _node_config(self, name: str) -> dict[str, str]:
+        """What a node's own configuration holds in a deployment: its folders and its part of the job file."""
+        return {
+            "party": name,
+            "home": str(self.home.party(name)),
+            "out": self.info.out,
+            "base": str(self.job.base),
+            "run": self.info.run,
+            "own": json.dumps(self.job.own_part(name)),
+        }
+
+    # ---- end
+
+    def _failed(self, error: BaseException, mlflow: MlflowRecorder) -> None:
+        code = error.code if isinstance(error, FedsealError) else "interrupted" if _is_interrupt(error) else "internal"
+        if isinstance(error, FedsealError) and self.failures:
+            told = "; ".join(f"{party}: {text}" for party, text in sorted(self.failures.items()))
+            error.args = (f"{error} [{told}]" if not isinstance(error, UsageError) else told,)
+        status = {"stopped": "stopped", "interrupted": "stopped"}.get(code, "failed")
+        if isinstance(error, FedsealError) and error.exit_code == 3:
+            status = "refused"
+        self.info.status, self.info.ended, self.info.error = status, time.time(), str(error)
+        self.folder.write_log(f"{status}: {error}")
+        self.folder.save(self.info)
+        identity = Identity.load_or_create(self.home.coordinator, COORDINATOR)
+        try:
+            with Ledger.open(self.home.ledger, identity) as ledger:
+                body = {"code": code, "status": status}
+                statement = Statement.make(identity, log=ledger.log, kind="failure", run=self.info.run, body=body)
+                ledger.commit([statement])
+        except FedsealError as second:
+            self.folder.write_log(f"the ledger could not take the failure: {second}")
+        mlflow.finish("KILLED" if status == "stopped" else "FAILED", tags={"fedseal.error": code}, timeout=20.0)
+        self.info.mlflow_run_id = mlflow.run_id(0.0)
+        self.folder.save(self.info)
+
+    def _summary(self, ledger: Ledger, metrics: dict[str, float], model: str, seconds: float) -> dict[str, Any]:
+        out = Path(self.info.out)
+        outputs = {p.parent.name: {"model": str(p)} for p in sorted(out.glob("*/model.pt"))}
+        return {
+            "job": self.job.name,
+            "kind": self.job.kind,
+            "runtime": self.job.runtime,
+            "status": "done",
+            "run": self.info.run,
+            "mlflow_run_id": None,
+            "ledger": {"path": str(self.home.ledger), "size": ledger.size, "root": ledger.root.hex()},
+            "metrics": metrics,
+            "outputs": outputs,
+            "seconds": round(seconds, 3),
+            "model_digest": model,
+            "unsafe": self.job.unsafe,
+        }
+
+    def _finish(self, summary: dict[str, Any], ledger: Ledger, mlflow: MlflowRecorder, published: bytes | None) -> None:
+        out, checkpoint = Path(self.info.out), ledger.checkpoint()
+        report = self.folder.path / "report.html"
+        rounds = [e.body for e in ledger.entries(run=self.info.run, kind="round")]
+        size = int(checkpoint.split("\n", 2)[1])
+        facts = {
+            **summary,
+            "name": self.job.name,
+            "job": self.job.public(),
+            "rounds": rounds,
+            "model": summary["model_digest"],
+            "ledger": {
+                **summary["ledger"],
+                "log": ledger.log,
+                "checkpoint": checkpoint,
+                "cosigned": list(ledger.cosignatures(size)),
+            },
+        }
+        write_report(report, facts=facts)
+        publish = None
+        if published is not None:
+            model = self.folder.path / "model.pt"
+            write_atomic(model, published)
+            publish = {"model": str(model), "name": self.job.name, "digest": summary["model_digest"]}
+        tags = {
+            "ledger.size": str(summary["ledger"]["size"]),
+            "ledger.root": summary["ledger"]["root"],
+            "model.digest": summary["model_digest"],
+        }
+        delivered = mlflow.finish(
+            "FINISHED",
+            tags=tags,
+            note=_note(summary),
+            artifacts=[(str(report), "audit")],
+            publish=publish,
+            timeout=MLFLOW_SECONDS,
+        )
+        summary["mlflow_run_id"] = mlflow.run_id(0.0)
+        summary["mlflow"] = {"uri": mlflow.tracking_uri, "delivered": delivered, "reason": mlflow.reason}
+        write_atomic(out / "summary.json", json.dumps(summary, indent=1).encode(), mode=0o644)
+        self.info.status, self.info.ended, self.info.metrics = "done", time.time(), summary["metrics"]
+        self.info.mlflow_run_id = summary["mlflow_run_id"]
+        self.folder.save(self.info)
+
+
+def _note(summary: dict[str, Any]) -> str:
+    """The run's description in MLflow, Markdown."""
+    lines = [f"**{summary['job']}** ({summary['kind']}, runtime {summary['runtime']})", ""]
+    lines += [f"- {name}: {value:.6g}" for name, value in summary["metrics"].items()]
+    lines += [f"- ⚠ {text}" for text in summary["unsafe"]]
+    lines += ["", f"Ledger: {summary['ledger']['size']} entries, root `{summary['ledger']['root'][:32]}…`"]
+    lines += ["Verify: `fedseal audit verify`. The report lies under Artifacts, `audit/report.html`."]
+    return "\n".join(lines)
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            names = [str(v["name"]) if isinstance(v, Mapping) else str(v) for v in value]
+            yield prefix + key, ", ".join(names)
+        else:
+            yield prefix + key, str(value)
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    return isinstance(error, (KeyboardInterrupt, SystemExit))
+
+
+@contextmanager
+def _stop_on_signals(folder: RunFolder) -> Iterator[None]:
+    """SIGINT and SIGTERM ask the run to stop after the reply at hand, so that it can be resumed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {s: signal.signal(s, lambda *_: folder.ask_to_stop()) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+__all__ = ["JobFailed", "Stopped", "run_job"]

@@ -1,0 +1,232 @@
+"""The local runtime: a Flower `Grid` over worker processes forked from one preloaded server.
+
+Every message passes through its serialised form, as in a deployment.  A worker gets its next message only when it has
+answered the last, so neither side can block the other on a full pipe and at most one reply a worker is in memory.
+A worker that dies fails its message and is forked again for the next; one that is silent past a message's time to live
+is killed first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any, NoReturn
+
+from flwr.app import Error, Message, RecordDict
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from server.runtimes.worker import NODE, Node, serve
+
+POLL = 0.05
+WORKER_DIED, WORKER_SILENT = 8, 9
+
+
+def warm_up() -> None:
+    """Start the fork server and its imports, without waiting for them."""
+    context = multiprocessing.get_context("forkserver")
+    with _without_main():
+        context.set_forkserver_preload(["server.runtimes.preload"])
+        forkserver.ensure_running()
+
+
+class _Worker:
+    """One process and the messages of the parties that live in it."""
+
+    def __init__(self, nodes: list[Node], run_id: int, log: Path) -> None:
+        self.nodes, self.run_id, self.log = nodes, run_id, log
+        self.queue: deque[Message] = deque()
+        self.busy: Message | None = None
+        self.deadline = 0.0
+        self.process: ForkServerProcess | None = None
+        self.conn: Connection | None = None
+
+    def start(self) -> None:
+        if self.process is None or not self.process.is_alive():
+            self.kill()
+            context = multiprocessing.get_context("forkserver")
+            ours, theirs = context.Pipe()
+            self.process = context.Process(
+                target=serve, args=(theirs, self.nodes, self.run_id, str(self.log)), daemon=True
+            )
+            with _without_main():
+                self.process.start()
+            theirs.close()
+            self.conn = ours
+
+    def send_next(self) -> None:
+        """Hand over the next message if idle; a worker that dies under it is noticed by `receive`."""
+        while self.busy is None and self.queue:
+            self.start()
+            assert self.conn is not None
+            self.busy = self.queue.popleft()
+            self.deadline = time.monotonic() + self.busy.metadata.ttl
+            frame = NODE.pack(self.busy.metadata.dst_node_id) + message_to_proto(self.busy).SerializeToString()
+            with contextlib.suppress(OSError):  # `receive` sees the closed pipe and says so
+                self.conn.send_bytes(frame)
+
+    def receive(self) -> tuple[Message, str]:
+        """The reply (or a Flower error) to the message in hand, and the party's own words if it failed."""
+        assert self.busy is not None
+        assert self.conn is not None
+        message, self.busy = self.busy, None
+        try:
+            reply = message_from_proto(ProtoMessage.FromString(self.conn.recv_bytes()))
+            return reply, self.conn.recv_bytes().decode()
+        except (EOFError, OSError):
+            self.kill()
+            return Message(Error(WORKER_DIED, "the worker process died"), reply_to=message), ""
+
+    def silent(self) -> Message:
+        """Give up on the message in hand."""
+        assert self.busy is not None
+        message, self.busy = self.busy, None
+        self.kill()
+        return Message(Error(WORKER_SILENT, "no answer in time; the worker was ended"), reply_to=message)
+
+    def kill(self) -> None:
+        if self.conn is not None:
+            self.conn.close()
+            self.conn = None
+        if self.process is not None:
+            self.process.kill()
+            self.process.join(10)
+            self.process = None
+
+
+class LocalGrid(Grid):
+    """Flower's Grid within one process tree.
+
+    Parameters
+    ----------
+    nodes : one per party.
+    workers : processes to share among them.
+    run_id : Flower's number of the run.
+    log : file that takes what the workers print.
+    """
+
+    def __init__(self, nodes: list[Node], *, workers: int, run_id: int, log: Path) -> None:
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, 1, 1
+        self.notices: dict[str, str] = {}
+        self._names = {n.node_id: n.party for n in nodes}
+        count = max(1, min(workers, len(nodes)))
+        self._workers = [_Worker(nodes[i::count], run_id, log) for i in range(count)]
+        self._home = {n.node_id: worker for worker in self._workers for n in worker.nodes}
+        self._sent = 0
+        for worker in self._workers:
+            worker.start()
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Which process serves which party, for those who watch or test."""
+        return {n.party: w.process.pid or 0 for w in self._workers if w.process for n in w.nodes}
+
+    @property
+    def run(self) -> Run:
+        """Flower's run description; the local runtime has none."""
+        return self._no_run()
+
+    def set_run(self, run: Run) -> None:
+        """The run is fixed when the grid is made."""
+        self._no_run()
+
+    def _no_run(self) -> NoReturn:
+        raise AttributeError("a local grid serves one run and has no Flower run record")
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """A message of this run."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """All parties' nodes."""
+        return list(self._home)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Queue messages at their workers; returns their ids."""
+        ids = []
+        for message in messages:
+            self._sent += 1
+            message.metadata.__dict__["_message_id"] = f"{self._sent:064x}"
+            self._home[message.metadata.dst_node_id].queue.append(message)
+            ids.append(message.metadata.message_id)
+        self._pump()
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """At most one finished reply among `message_ids`; waits up to 50 ms.  Other replies are dropped."""
+        wanted = set(message_ids)
+        busy = {w.conn: w for w in self._workers if w.busy is not None and w.conn is not None}
+        reply = None
+        if not busy:
+            time.sleep(POLL)
+        for worker in busy.values():
+            if time.monotonic() > worker.deadline:
+                reply = worker.silent()
+                break
+        else:
+            for conn in wait(list(busy), POLL)[:1]:
+                worker = busy[conn]  # type: ignore[index]
+                node = worker.busy.metadata.dst_node_id if worker.busy else 0
+                reply, notice = worker.receive()
+                if notice:
+                    self.notices[self._names[node]] = notice
+        self._pump()
+        return [reply] if reply is not None and reply.metadata.reply_to_message_id in wanted else []
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Push all, pull until all have answered or `timeout` seconds have passed."""
+        open_ids = set(self.push_messages(messages))
+        end = None if timeout is None else time.monotonic() + timeout
+        replies: list[Message] = []
+        while open_ids and (end is None or time.monotonic() < end):
+            for reply in self.pull_messages(open_ids):
+                open_ids.discard(reply.metadata.reply_to_message_id)
+                replies.append(reply)
+        return replies
+
+    def _pump(self) -> None:
+        for worker in self._workers:
+            worker.send_next()
+
+    def close(self) -> None:
+        """End the workers."""
+        for worker in self._workers:
+            worker.kill()
+
+
+def default_workers(parties: int) -> int:
+    """A process a party up to four, or up to the number of cores where there are more."""
+    return min(parties, max(4, os.cpu_count() or 1))
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep multiprocessing from importing the caller's script again: our workers never need it."""
+    main = sys.modules["__main__"]
+    saved: dict[str, Any] = {
+        name: main.__dict__.pop(name) for name in ("__file__", "__spec__") if name in main.__dict__
+    }
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        main.__dict__.update(saved)

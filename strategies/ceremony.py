@@ -1,0 +1,164 @@
+"""Before round one: parties join, all sign the roster, and one of them seals the group key to the others.
+
+The coordinator relays sealed blobs; it learns who takes part, sizes, and digests that say whether the parties' columns
+and classes agree.  What it keeps in the run's folder is what it relayed.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from fl_core import messages
+from fl_core.errors import BadMessage, BudgetExceeded, DataError, FedsealError, JobFailed, RefusedError
+from fl_core.files import write_atomic
+from fl_core.trust import canonical
+from fl_core.trust.entry import Statement
+from fl_core.trust.roster import Roster
+from strategies.coordination import Coordination, Event
+from strategies.dispatch import Dispatcher, Reply, Request
+
+MAX_SEALED = 1 << 24
+
+
+class PartyRefused(RefusedError):
+    """A party refused at its own node; the text lies in its log."""
+
+
+@dataclass(frozen=True)
+class Ceremony:
+    """The outcome: who takes part, under which key, and what each party needs to accept it."""
+
+    roster: Roster
+    statements: list[Statement]
+    sealed: dict[str, bytes]
+
+    @property
+    def maker(self) -> Statement:
+        """The key maker's statement."""
+        return next(s for s in self.statements if s.by == self.roster.key_maker)
+
+    @property
+    def key_id(self) -> str:
+        """Names the group key."""
+        return str(self.maker.body["key"])
+
+    def first_join(self, name: str) -> Any:
+        """A value all trainers' join statements share."""
+        return self.roster.joins[self.roster.key_maker].body.get(name)
+
+
+def hold(dispatcher: Dispatcher, co: Coordination) -> Ceremony:
+    """Let everybody join; then hold the ceremony, or take it up again where the run's folder has it."""
+    joins = _join(dispatcher, co)
+    path = co.workdir / "ceremony.json"
+    if path.exists():
+        ceremony = _load(path.read_text(encoding="utf-8"))
+        for name, statement in joins.items():
+            if ceremony.roster.joins[name] != statement:
+                raise JobFailed(f"party {name} does not remember this run; it cannot be resumed")
+        return ceremony
+    roster = Roster.from_joins([(dispatcher.cards[name], joins[name]) for name in joins])
+    _agree(roster)
+    statements, sealed = _sign(dispatcher, co, roster)
+    ceremony = Ceremony(roster, statements, sealed)
+    body = {
+        "parties": list(roster.trainers),
+        "receivers": [n for n in roster.cards if n not in roster.trainers],
+        "min_parties": co.job.min_parties,
+        "roster": roster.digest,
+        "key": ceremony.key_id,
+    }
+    co.ledger.commit([*joins.values(), *statements, co.say("roster", body)])
+    write_atomic(path, _dump(ceremony))
+    co.progress(Event("joined", 0, {"parties": list(roster.cards), "key": ceremony.key_id}))
+    return ceremony
+
+
+def _join(dispatcher: Dispatcher, co: Coordination) -> dict[str, Statement]:
+    job = canonical.encode(co.job.public())
+    body = {"job": co.job.digest()}
+    names = list(co.nodes)
+    replies: dict[str, Reply] = {}
+    for reply in dispatcher.ask(
+        messages.JOIN, names, lambda _: Request(body, {"job": job}, {}), timeout=co.step_timeout, max_blob=0
+    ):
+        replies[reply.party] = reply
+        if not reply.ok:
+            raise _why(reply, "joining")
+    for party in co.job.parties:
+        card = dispatcher.cards[party.name]
+        if party.key is not None and party.key != card.fingerprint:
+            dispatcher.refuse(party.name, messages.JOIN, 0, BadMessage("another card than the job pins"))
+            raise JobFailed(f"party {party.name}: its card is {card.fingerprint}; the job pins {party.key}")
+    out = {}
+    for name in names:
+        packet = replies[name].packet
+        assert packet is not None
+        out[name] = packet.statement
+    return out
+
+
+def _why(reply: Reply, doing: str) -> FedsealError:
+    """The failure of one party as this process's own: the class decides the exit code."""
+    text = f"party {reply.party}, {doing}: {reply.code}"
+    if reply.code == "budget":
+        return BudgetExceeded(text)
+    if reply.exit_code == 3:
+        return PartyRefused(text)
+    if reply.code in (DataError.code, "job", "usage"):
+        return DataError(f"party {reply.party}", f"{doing}: {reply.code}")
+    return JobFailed(text)
+
+
+def _agree(roster: Roster) -> None:
+    """All trainers must bring the same columns, classes and model size; only digests are compared here."""
+    allowed = {
+        "schema": "the same feature columns in the same order at every party",
+        "classes": "every class at every party, or all of them named in model.classes",
+        "parameters": "one model",
+        "limbs": "one number of features",
+    }
+    for name, want in allowed.items():
+        values = {p: roster.joins[p].body.get(name) for p in roster.trainers}
+        usual = max(values.values(), key=lambda v: sum(v == w for w in values.values()))
+        odd = [p for p, v in values.items() if v != usual]
+        if odd:
+            raise DataError(f"party {', '.join(odd)}", f"its {name} differ from the other parties'", allowed=want)
+
+
+def _sign(dispatcher: Dispatcher, co: Coordination, roster: Roster) -> tuple[list[Statement], dict[str, bytes]]:
+    statements, sealed = [], {}
+    request = Request({"roster": roster.digest}, {"roster": roster.text}, {})
+    for reply in dispatcher.ask(
+        messages.ROSTER, list(roster.cards), lambda _: request, timeout=co.step_timeout, max_blob=MAX_SEALED
+    ):
+        if not reply.ok or reply.packet is None:
+            raise _why(reply, "signing the roster")
+        statement = reply.packet.statement
+        if statement.body.get("roster") != roster.digest:
+            raise JobFailed(f"party {reply.party} signed another roster")
+        statements.append(statement)
+        if reply.party == roster.key_maker:
+            sealed = {name.removeprefix("key."): blob for name, blob in reply.packet.blobs.items()}
+    order = list(roster.cards)
+    return sorted(statements, key=lambda s: order.index(s.by)), sealed
+
+
+def _dump(ceremony: Ceremony) -> bytes:
+    table = {
+        "roster": ceremony.roster.text.decode(),
+        "statements": [s.to_dict() for s in ceremony.statements],
+        "sealed": {name: blob.hex() for name, blob in ceremony.sealed.items()},
+    }
+    return json.dumps(table).encode()
+
+
+def _load(text: str) -> Ceremony:
+    table = json.loads(text)
+    return Ceremony(
+        Roster.parse(table["roster"].encode()),
+        [Statement.from_dict(s) for s in table["statements"]],
+        {name: bytes.fromhex(blob) for name, blob in table["sealed"].items()},
+    )

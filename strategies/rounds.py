@@ -1,0 +1,298 @@
+"""The round loop: push, take each reply as it comes, add it to one running sum, drop it.
+
+A round `m` asks every trainer to apply the sums it lacks, evaluate, train and upload; its sum goes to disk and its
+statements, with the coordinator's `aggregate`, into the ledger in one transaction.  The checkpoint over them travels
+with round `m + 1`, whose replies co-sign it: a round whose replies do not bring enough co-signatures does not count, so
+round `m + 2` never starts before round `m` is final.  Every step repeats safely; a resumed run starts at the first
+round without an `aggregate` entry.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fl_core import messages
+from fl_core.crypto.aggregation import Aggregator, make_aggregator
+from fl_core.errors import BadMessage, FedsealError, JobFailed, LedgerBroken
+from fl_core.files import private_dir, write_atomic
+from fl_core.messages import Packet
+from fl_core.records import decimal
+from fl_core.trust.checkpoint import verify_cosignature
+from fl_core.trust.entry import Statement
+from strategies import ceremony
+from strategies.coordination import Coordination, Event
+from strategies.dispatch import Dispatcher, Request
+from strategies.history import History
+
+KEEP_SUMS = 16  # rounds a party may miss and still catch up
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: the last record's metrics and the digest of the model all trainers hold."""
+
+    metrics: dict[str, float]
+    model_digest: str
+    published: bytes | None
+
+
+class Rounds:
+    """One run's rounds at the coordinator."""
+
+    def __init__(self, dispatcher: Dispatcher, co: Coordination) -> None:
+        self.dispatcher, self.co = dispatcher, co
+        self.history = History(co.run)
+        for entry in co.ledger.entries(run=co.run):
+            self.history.absorb(entry)
+        self.ceremony = ceremony.hold(dispatcher, co)
+        self.trainers = self.ceremony.roster.trainers
+        self.signed: dict[str, int] = {}  # size each party's witness signed last
+        self.sums = private_dir(co.workdir / "sums")
+        self.published: bytes | None = None
+        self._note, self._size = "", 0  # the checkpoint this step's requests carry
+        self._newest: tuple[int, bytes] = (-1, b"")
+
+    def run(self) -> Outcome:
+        """All rounds, the evaluation of the last model, the closing, the last co-signatures."""
+        self._record_due()
+        plan, last = self._plan(), self.history.last
+        for number, act in plan:
+            if last is None or number > last:
+                self._round(number, act)
+        closing = plan[-1][0] + 1
+        self._close(closing)
+        models = set(self.history.models.values())
+        if len(models) != 1 or any(self.history.disagree(n) for n, _ in plan):
+            raise LedgerBroken(f"the parties hold {len(models)} different final models or report different sums")
+        model = next(iter(models))
+        if not self.history.ended:
+            metrics = {k: decimal(v) for k, v in self.metrics().items()}
+            self._commit([self.co.say("end", {"status": "done", "model": model, "metrics": metrics})])
+        self._witness(closing)
+        self.co.progress(Event("closed", closing, {"model": model}))
+        return Outcome(self.metrics(), model, self.published)
+
+    def _plan(self) -> list[tuple[int, str]]:
+        rounds = self.co.job.train.rounds
+        plan = [(n, messages.TRAIN) for n in range(1, rounds + 1)] + [(rounds + 1, messages.EVALUATE)]
+        return ([(0, messages.STANDARDIZE)] if self.ceremony.first_join("limbs") else []) + plan
+
+    def metrics(self) -> dict[str, float]:
+        """The summary's numbers, from what the ledger holds."""
+        rounds = self.co.job.train.rounds
+        final = self.history.pooled(rounds + 1) or {}
+        out = {k: float(v) for k, v in final.items() if k in ("accuracy", "loss")}
+        trained = [a for a in self.history.aggregates.values() if a["act"] == messages.TRAIN]
+        if trained:
+            out["bytes_up"] = float(statistics.median(a["bytes_up"] for a in trained))
+            out["bytes_down"] = float(statistics.median(a["bytes_down"] for a in trained))
+            out["round_seconds"] = float(statistics.median(float(a["seconds"]) for a in trained))
+            if epsilons := [float(a["epsilon"]) for a in trained if "epsilon" in a]:
+                out["epsilon"] = max(epsilons)
+        return out
+
+    # ---- one round
+
+    def _round(self, number: int, act: str) -> None:
+        started = time.monotonic()
+        total: list[Aggregator] = []
+        sizes: list[int] = []
+
+        def take(packet: Packet) -> None:
+            body = packet.statement.body
+            if packet.statement.kind != "update" or body.get("round") != number or body.get("act") != act:
+                raise BadMessage(f"an answer for round {body.get('round')!r}, not {number}")
+            if not total:
+                total.append(self._aggregator(act, float(body.get("clip", "1.0"))))
+            total[0].absorb(packet.blobs["update"])
+            sizes.append(len(packet.blobs["update"]))
+
+        body = {"round": number, "act": act}
+        got = self._collect(messages.ROUND, number, body, take, timeout=self.co.job.train.round_timeout)
+        self._require(number, got)
+        result = total[0].result()
+        write_atomic(self.sums / f"{number}.bin", result)
+        order = [n for n in self.trainers if n in got.statements]
+        facts: dict[str, Any] = {
+            **body,
+            "parties": order,
+            "missing": sorted(got.missing),
+            "sum": messages.sha256(result),
+            "bytes_up": int(statistics.median(sizes)),
+            "bytes_down": int(statistics.median(self.dispatcher.sent_bytes[n] for n in order)),
+            "seconds": decimal(time.monotonic() - started),
+        }
+        if epsilons := [s.body["epsilon"] for s in got.statements.values() if "epsilon" in s.body]:
+            facts["epsilon"] = max(epsilons, key=float)
+        self._commit([*(got.statements[n] for n in order), self.co.say("aggregate", facts)])
+        self._cosigned(got)
+        (self.sums / f"{number - KEEP_SUMS}.bin").unlink(missing_ok=True)
+        self.co.progress(Event("round", number, {**facts, "why": dict(got.missing)}))
+        self._record_due()
+
+    def _collect(
+        self, step: str, number: int, body: dict[str, Any], take: Callable[[Packet], None], *, timeout: float
+    ) -> _Collected:
+        """Ask every trainer, check each co-signature, let `take` have each packet; what it refuses does not count."""
+        self._note = self.co.ledger.checkpoint()
+        self._size = int(self._note.split("\n", 2)[1])  # our own note: its second line is the size
+        got = _Collected()
+        replies = self.dispatcher.ask(
+            step,
+            list(self.trainers),
+            lambda party: self._request(party, number, body),
+            timeout=timeout,
+            max_blob=self._max_blob(),
+            on_stale=self.signed.__setitem__,
+            number=number,
+        )
+        for reply in replies:
+            if reply.packet is None or reply.code:
+                got.missing[reply.party] = reply.code
+                continue
+            try:
+                line = str(reply.packet.extra.get("cosignature", ""))
+                verify_cosignature(self._note, line, self.dispatcher.cards[reply.party])
+                take(reply.packet)
+            except (FedsealError, KeyError) as error:
+                known = error if isinstance(error, FedsealError) else BadMessage(f"an answer without {error}")
+                self.dispatcher.refuse(reply.party, step, number, known)
+                got.missing[reply.party] = known.code
+                continue
+            got.cosignatures[reply.party] = line
+            got.statements[reply.party] = reply.packet.statement
+        return got
+
+    def _aggregator(self, act: str, clip: float) -> Aggregator:
+        lengths = {messages.TRAIN: "parameters", messages.STANDARDIZE: "limbs"}
+        length = int(self.ceremony.first_join(lengths[act])) if act in lengths else 0
+        scheme = self.co.job.encryption
+        return make_aggregator(
+            scheme.profile if scheme.scheme == "ckks" else "NONE",
+            parties=len(self.trainers),
+            length=length,
+            tail=messages.TAIL,
+            key_id=self.ceremony.key_id,
+            clip=clip,
+        )
+
+    def _require(self, number: int, collected: _Collected) -> None:
+        need, got = self.co.job.min_parties, len(collected.statements)
+        if got < need:
+            why = ", ".join(f"{name}: {code}" for name, code in sorted(collected.missing.items()))
+            raise JobFailed(
+                f"round {number}: {got} of {len(self.trainers)} parties contributed, {need} are needed ({why})"
+            )
+
+    # ---- requests
+
+    def _max_blob(self) -> int:
+        model = int(self.ceremony.first_join("parameters"))
+        return max(1 << 20, 64 * (model + int(self.ceremony.first_join("limbs")))) + (1 << 20)
+
+    def _request(self, party: str, number: int, body: dict[str, Any]) -> Request:
+        applied = self.history.applied.get(party, -1 if self.ceremony.first_join("limbs") else 0)
+        sums, blobs = [], {}
+        for n in range(applied + 1, number):
+            aggregate = self.history.aggregates[n]
+            path = self.sums / f"{n}.bin"
+            if not path.exists():
+                raise JobFailed(f"party {party} missed more than {KEEP_SUMS} rounds and cannot catch up")
+            sums.append({"round": n, "act": aggregate["act"], "parties": aggregate["parties"]})
+            blobs[f"sum.{n}"] = self._sum(n)
+        extra = self._proofs(party)
+        if party not in self.history.last_statement or self.history.last_statement[party].body["applied"] < 1:
+            extra["ceremony"] = [s.to_dict() for s in self.ceremony.statements]
+            if party in self.ceremony.sealed:
+                blobs["key"] = self.ceremony.sealed[party]
+        return Request({**body, "sums": sums}, blobs, extra)
+
+    def _sum(self, number: int) -> bytes:
+        """A sum from disk; the newest one stays in memory and is shared by all requests."""
+        if self._newest[0] != number:
+            self._newest = (number, (self.sums / f"{number}.bin").read_bytes())
+        return self._newest[1]
+
+    def _proofs(self, party: str) -> dict[str, Any]:
+        ledger = self.co.ledger
+        start = min(self.signed.get(party, 0), self._size)
+        proof = [h.hex() for h in ledger.consistency(start, self._size)] if start else []
+        extra: dict[str, Any] = {"checkpoint": self._note, "start": start, "proof": proof}
+        if (entry := self.history.last_statement.get(party)) is not None:
+            path = [h.hex() for h in ledger.inclusion(entry.seq, self._size)]
+            extra["mine"] = {"entry": entry.encode().decode(), "seq": entry.seq, "proof": path}
+        return extra
+
+    # ---- the ledger
+
+    def _commit(self, statements: list[Statement]) -> None:
+        """Log what is not logged yet: a repeated step brings the same statements again."""
+        entries, _ = self.co.ledger.commit([s for s in statements if s.digest not in self.history.digests])
+        for entry in entries:
+            self.history.absorb(entry)
+
+    def _cosigned(self, collected: _Collected) -> None:
+        self.co.ledger.add_cosignatures(self._size, collected.cosignatures)
+        self.signed |= dict.fromkeys(collected.cosignatures, self._size)
+
+    def _record_due(self) -> None:
+        for record in self.history.due(self.co.job.train.rounds):
+            self.co.recorder.record(record)
+            self.history.recorded.add(record.round)
+            self.co.progress(Event("record", record.round, dict(record.metrics)))
+
+    # ---- the end
+
+    def _close(self, number: int) -> None:
+        """Every trainer writes its model and forgets the keys; one of them seals the model to the receivers."""
+        train, body = self.co.job.train, {"round": number, "publish": self.co.job.train.publish}
+        if train.receivers or train.publish:
+            body["deliver"] = self.history.aggregates[number - 1]["parties"][0]
+        sealed: dict[str, bytes] = {}
+        got = self._collect(
+            messages.CLOSE, number, body, lambda packet: sealed.update(packet.blobs), timeout=train.round_timeout
+        )
+        self._require(number, got)
+        self._commit([got.statements[n] for n in self.trainers if n in got.statements])
+        self._cosigned(got)
+        self._record_due()
+        self.published = sealed.get("model")
+        self._deliver(number, sealed, list(got.statements.values()))
+
+    def _deliver(self, number: int, sealed: dict[str, bytes], closing: list[Statement]) -> None:
+        """Hand each receiver the model a trainer sealed to it."""
+        receivers = list(self.co.job.train.receivers)
+        if missing := [n for n in receivers if f"model.{n}" not in sealed]:
+            raise JobFailed(f"round {number}: no trainer sealed the model to {', '.join(missing)}")
+        said = [s.to_dict() for s in closing]
+        receipts = []
+        for reply in self.dispatcher.ask(
+            messages.DELIVER,
+            receivers,
+            lambda n: Request({"round": number}, {"model": sealed[f"model.{n}"]}, {"closing": said}),
+            timeout=self.co.step_timeout,
+            max_blob=0,
+            number=number,
+        ):
+            if not reply.ok or reply.packet is None:
+                raise JobFailed(f"receiver {reply.party} did not take the model: {reply.code}")
+            receipts.append(reply.packet.statement)
+        self._commit(receipts)
+
+    def _witness(self, number: int) -> None:
+        """Have the last checkpoint co-signed; whoever does not answer leaves the ledger short of that signature."""
+        body = {"round": number, "closed": sorted(self.history.models)}
+        self._cosigned(self._collect(messages.WITNESS, number, body, lambda _: None, timeout=self.co.step_timeout))
+
+
+class _Collected:
+    """What a step's replies brought."""
+
+    def __init__(self) -> None:
+        self.statements: dict[str, Statement] = {}
+        self.cosignatures: dict[str, str] = {}
+        self.missing: dict[str, str] = {}
