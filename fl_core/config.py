@@ -16,10 +16,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fl_core.crypto.profiles import get_profile
 from fl_core.errors import JobFileError, UsageError
 from fl_core.schema import plain, read, setting
 
 KINDS = ("horizontal",)
+MODELS = ("logistic", "mlp", "cnn")
+DATASETS = ("digits", "breast_cancer", "mnist10k", "pneumoniamnist")
 RUNTIMES = ("local",)
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 
@@ -306,6 +309,11 @@ def _with_parties(job: Job) -> Job:
     return dataclasses.replace(job, parties=parties, dataset=dataclasses.replace(job.dataset, parties=len(parties)))
 
 
+def _known(key: str, name: str, known: tuple[str, ...]) -> None:
+    if name not in known and ":" not in name:
+        raise JobFileError(key, f"{name!r}", allowed=", ".join(known) + ' or "package.module:function"')
+
+
 def _check(job: Job) -> Job:
     """What holds between keys."""
     names = [p.name for p in job.parties]
@@ -314,6 +322,11 @@ def _check(job: Job) -> Job:
             raise JobFileError(f"party[{i}].name", f"{name!r}", allowed="a-z 0-9 _ . -, at most 64, not 'coordinator'")
         if [*names, *job.train.receivers].count(name) > 1:
             raise JobFileError(f"party[{i}].name", f"{name!r} is there twice", allowed="names that differ")
+    _known("model.name", job.model.name, MODELS)
+    if job.dataset is not None:
+        _known("dataset.name", job.dataset.name, DATASETS)
+    if job.encryption.scheme == "ckks":
+        get_profile(job.encryption.profile).check_parties(len(names))
     n, least = len(names), job.min_parties
     if least > n:
         raise JobFileError("train.min_parties", f"{least} of {n} parties", allowed=f"2 to {n}")

@@ -26,6 +26,7 @@ from fl_core.trust.identity import Card, Identity
 MAX_NOTE = 64 * 1024
 _ED25519, _COSIGNATURE = b"\x01", b"\x04"
 _LINE = re.compile(r"— ([^\s+]+) ([A-Za-z0-9+/]+={0,2})")
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f]")
 _SIZE = re.compile(r"0|[1-9][0-9]{0,15}")
 
 
@@ -79,7 +80,7 @@ def parse_note(note: str) -> Note:
     """Take a signed note apart; raises BadMessage if it is malformed."""
     if not isinstance(note, str) or len(note) > MAX_NOTE:
         raise BadMessage(f"note: not text of at most {MAX_NOTE} characters")
-    if any(character < " " and character != "\n" for character in note):
+    if _CONTROL.search(note):
         raise BadMessage("note: holds control characters")
     text, separator, lines = note.rpartition("\n\n")
     if not separator or not text or not lines.endswith("\n"):

@@ -67,6 +67,7 @@ class Ledger:
         self._db = db
         self._identity = identity
         self._lock = threading.RLock()
+        self._cards: dict[str, tuple[int, Card]] = {}
 
     @classmethod
     def open(cls, path: Path, identity: Identity | None = None) -> Ledger:
@@ -360,8 +361,14 @@ class Ledger:
         return next(self.entries(seq, seq + 1), None) or self._missing(f"entry {seq}")
 
     def _card_before(self, name: str, size: int) -> Card | None:
-        rows = self._all("SELECT card FROM cards WHERE name = ? AND seq < ?", name, size)
-        return Card.from_dict(canonical.decode(rows[0][0])) if rows else None
+        """Return the card that `name` shows in the first `size` entries; those seen stay, as none ever changes."""
+        if name not in self._cards:
+            rows = self._all("SELECT seq, card FROM cards WHERE name = ?", name)
+            if not rows:
+                return None
+            self._cards[name] = rows[0][0], Card.from_dict(canonical.decode(rows[0][1]))
+        seq, card = self._cards[name]
+        return card if seq < size else None
 
     def _coordinator_identity(self) -> Identity:
         if self._identity is None:

@@ -22,6 +22,15 @@ WORDS = {
 }
 
 
+NAMES = {
+    "accuracy": "accuracy on all test rows",
+    "epsilon": "ε spent, largest of the parties",
+    "bytes_up": "bytes up, a party and round",
+    "bytes_down": "bytes down, a party and round",
+    "round_seconds": "seconds a round, median",
+}
+
+
 class Progress:
     """Lines on stderr as things happen; on a terminal also what is being waited for."""
 
@@ -80,35 +89,23 @@ class Progress:
 
 
 def show_summary(summary: Mapping[str, Any]) -> None:
-    """The table after a run."""
-    console = Console(highlight=False)
-    table = Table(title=f"{summary['job']}: {summary['status']}", show_header=False, title_justify="left")
-    metrics = summary["metrics"]
-    names = {
-        "accuracy": "accuracy (all parties' test rows)",
-        "loss": "loss",
-        "epsilon": "ε spent (largest of the parties)",
-        "bytes_up": "bytes up (a party, a round)",
-        "bytes_down": "bytes down (a party, a round)",
-        "round_seconds": "seconds a round (median)",
-    }
-    for key, value in metrics.items():
-        table.add_row(names.get(key, key), f"{value:,.0f}" if key.startswith("bytes") else f"{value:.4g}")
-    table.add_row("seconds in all", f"{summary['seconds']:.1f}")
-    for party, files in summary["outputs"].items():
-        for path in files.values():
-            table.add_row(f"→ {party}", path)
-    ledger = summary["ledger"]
-    table.add_row("ledger", f"{ledger['size']} entries, head {ledger['root']}")
-    table.add_row("MLflow run", str(summary["mlflow_run_id"]))
-    console.print(table)
+    """What a run came to, one fact a line; nothing is cut, so that it can be copied."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"\n[bold]{summary['job']}[/bold]: {summary['status']}")
+    metrics, ledger = summary["metrics"], summary["ledger"]
+    lines = [(NAMES.get(k, k), f"{v:,.0f}" if k.startswith("bytes") else f"{v:.4g}") for k, v in metrics.items()]
+    lines.append(("seconds in all", f"{summary['seconds']:.1f}"))
+    lines += [(f"{party} got", path) for party, files in summary["outputs"].items() for path in files.values()]
+    lines.append(("ledger head", f"{ledger['root']} ({ledger['size']} entries)"))
+    lines.append(("MLflow run", str(summary["mlflow_run_id"])))
+    lines.append(("browse", f"mlflow ui --backend-store-uri {summary['mlflow']['uri']}"))
+    lines.append(("verify", f"fedseal audit verify --ledger {ledger['path']}"))
+    for name, value in lines:
+        console.print(f"  {name:<32} {value}")
     for text in summary["unsafe"]:
         console.print(f"[bold red]UNSAFE[/bold red] {text}")
-    mlflow = summary["mlflow"]
-    if not mlflow["delivered"]:
-        console.print(f"[yellow]MLflow is behind[/yellow]: {mlflow['reason']}")
-    console.print(f"browse:  mlflow ui --backend-store-uri {mlflow['uri']}", soft_wrap=True)
-    console.print(f"verify:  fedseal audit verify --ledger {ledger['path']}", soft_wrap=True)
+    if not summary["mlflow"]["delivered"]:
+        console.print(f"[yellow]MLflow is behind[/yellow]: {summary['mlflow']['reason']}")
 
 
 def show_runs(runs: Sequence[Mapping[str, Any]]) -> None:

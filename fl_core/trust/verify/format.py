@@ -18,6 +18,7 @@ MAX_LEAF = 68 * 1024
 MAX_NOTE = 64 * 1024
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f]")
 _SIZE = re.compile(r"0|[1-9][0-9]{0,15}")
 _SIGNATURE_LINE = re.compile(r"— ([^\s+]+) ([A-Za-z0-9+/]+={0,2})")
 
@@ -159,7 +160,7 @@ class Note:
 
 def read_note(note: Any) -> Note:
     """Take a checkpoint note apart, without verifying it."""
-    if not isinstance(note, str) or len(note) > MAX_NOTE or any(c < " " and c != "\n" for c in note):
+    if not isinstance(note, str) or len(note) > MAX_NOTE or _CONTROL.search(note):
         raise Broken("not a checkpoint note")
     text, separator, lines = note.rpartition("\n\n")
     parts = text.split("\n")

@@ -138,7 +138,8 @@ def test_signed_but_malformed_checkpoints_are_refused(coordinator, rest):
 def test_malformed_notes_are_refused(coordinator, note):
     text, line = note.rstrip("\n").split("\n\n")
     for bad in (
-        "", "\n", note[:-1], note + "\n", note.replace("\n", "\r\n"), f"{text}\n{line}\n", f"{text}\n\n", f"\n\n{line}\n",
+        "", "\n", note[:-1], note + "\n", note.replace("\n", "\r\n"), f"{text}\n{line}\n", f"{text}\n\n",
+        f"\n\n{line}\n",
         note.replace("—", "-"), note.replace("— ", "—"), note.replace("— ", "—  "), f"{text}\n\n{line} x\n",
         f"{text}\n\n{line}\n— a+b AAAAAAAA\n", f"{text}\n\n{line}\n— a AAAA\n", f"{text}\n\n{line}\n— a AAAAAAB=\n",
         note.replace("\n\n", "\n\t\n\n"), note + line + " " * 70_000 + "\n",

@@ -1,0 +1,87 @@
+"""The CSS of the audit report: light and dark by the reader's setting, and for paper."""
+
+from __future__ import annotations
+
+CSS = """
+:root {
+  color-scheme: light dark;
+  --bg: #fff; --fg: #1b2430; --soft: #5a6676; --line: #dfe4ea; --card: #f6f8fa;
+  --s0: #1f5fbf; --s1: #c05a12; --good: #1a7f4b; --warn: #9a6200; --bad: #b42318; --badbg: #fdf0ee;
+}
+@media screen and (prefers-color-scheme: dark) {
+  :root {
+    --bg: #12171e; --fg: #e4e9f0; --soft: #9aa7b8; --line: #2c3643; --card: #1a212b;
+    --s0: #7fb0ff; --s1: #f2a265; --good: #5fcf95; --warn: #e6b450; --bad: #ff8a7d; --badbg: #2e1b1b;
+  }
+}
+* { box-sizing: border-box; }
+body {
+  margin: 0 auto; max-width: 60rem; padding: 2rem 1.5rem 3rem; background: var(--bg); color: var(--fg);
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif;
+}
+h1 { font-size: 1.9rem; line-height: 1.2; margin: .1rem 0 .6rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.15rem; margin: 2.2rem 0 .7rem; padding-bottom: .3rem; border-bottom: 1px solid var(--line); }
+p { margin: .4rem 0; }
+.soft, .eyebrow { color: var(--soft); }
+.eyebrow { font-size: .85rem; margin: 0; }
+.verdict { font-size: 1.05rem; }
+.good { color: var(--good); }
+.warn { color: var(--warn); }
+.bad { color: var(--bad); }
+
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.2rem, 1fr)); gap: .7rem; margin: 1.2rem 0; }
+.tile { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .6rem .8rem; }
+.tile b { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+.tile span { color: var(--soft); font-size: .82rem; }
+.unsafe { border: 2px solid var(--bad); background: var(--badbg); border-radius: 8px; padding: .7rem 1rem; }
+.unsafe h2 { border: 0; margin: 0; padding: 0; color: var(--bad); }
+.unsafe ul { margin: .3rem 0; padding-left: 1.2rem; }
+
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+td { overflow-wrap: anywhere; }
+th { color: var(--soft); font-weight: 600; font-size: .85rem; }
+tr { break-inside: avoid; }
+.rounds td, .rounds th { text-align: right; white-space: nowrap; }
+.rounds td:last-child, .rounds th:last-child { text-align: left; }
+.facts td:first-child, .settings td:first-child { color: var(--soft); width: 11rem; }
+.settings { columns: 2 20rem; column-gap: 2.2rem; font-size: .9rem; }
+.settings table { margin-bottom: 1rem; }
+.settings caption { text-align: left; font-weight: 600; padding: .2rem 0; }
+
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 1rem; }
+figure {
+  margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 8px;
+  padding: .7rem .8rem .4rem; break-inside: avoid;
+}
+figcaption { font-weight: 600; font-size: .9rem; }
+svg { display: block; width: 100%; height: auto; }
+.grid { stroke: var(--line); }
+.axis { stroke: var(--soft); }
+.tick { fill: var(--soft); font-size: 11px; }
+polyline { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
+.s0 polyline { stroke: var(--s0); }
+.s1 polyline { stroke: var(--s1); stroke-dasharray: 6 3; }
+.s0 circle { fill: var(--s0); }
+.s1 circle { fill: var(--s1); }
+.key { font-weight: 400; margin-left: .9rem; }
+.key::before {
+  content: ""; display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .35em;
+  print-color-adjust: exact;
+}
+.key.s0::before { background: var(--s0); }
+.key.s1::before { background: var(--s1); }
+
+code, pre { font: 13px/1.45 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; overflow-wrap: anywhere; }
+pre {
+  background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .7rem .9rem;
+  white-space: pre-wrap;
+}
+@media print {
+  body { max-width: none; padding: 0; font-size: 11px; }
+  .charts { grid-template-columns: 1fr 1fr; }
+  .unsafe, .tiles, pre { break-inside: avoid; }
+  h2 { break-after: avoid; }
+}
+"""
