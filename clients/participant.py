@@ -78,6 +78,7 @@ class Participant:
             messages.CLOSE: self._close,
             messages.DELIVER: self._deliver,
             messages.WITNESS: self._witness,
+            messages.ABANDON: self._abandon,
         }
         if step not in steps:
             raise BadMessage(f"an unknown step {step!r}")
@@ -354,6 +355,11 @@ class Participant:
         reply = self._reply(messages.DELIVER, "receipt", {"model": said[0].body["model"]}, {})
         self._end()
         return reply
+
+    def _abandon(self, packet: Packet, card: Card) -> Packet:
+        """The run stopped short: give back the privacy it set aside and did not spend.  It can still be resumed."""
+        self.store.budget.close(self.config.run)
+        return Packet(self._sign("witness", {"step": messages.ABANDON, "blobs": {}}), {}, {"card": self._card()})
 
     def _end(self) -> None:
         """Forget keys and weights; what remains answers the same questions again."""

@@ -27,7 +27,8 @@ ROUND = "train.round"
 CLOSE = "query.close"
 DELIVER = "query.deliver"
 WITNESS = "query.witness"
-STEPS = (JOIN, ROSTER, ROUND, CLOSE, DELIVER, WITNESS)
+ABANDON = "query.abandon"
+STEPS = (JOIN, ROSTER, ROUND, CLOSE, DELIVER, WITNESS, ABANDON)
 
 TRAIN, EVALUATE, STANDARDIZE = "train", "evaluate", "standardize"
 # Metric slots behind every vector: rows trained on, rows tested on, correct, loss over the tested, over the trained.

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fl_core.errors import JobFailed
+from fl_core.errors import FedsealError, JobFailed
+from strategies.ceremony import abandon
 from strategies.coordination import Coordination
 from strategies.dispatch import Dispatcher
 from strategies.rounds import Outcome, Rounds
@@ -28,7 +29,13 @@ def main(grid: Grid, context: Context) -> None:
     run = str(context.run_config.get("run", ""))
     if run not in _runs:
         raise JobFailed(f"this coordinator knows no run {run!r}")
-    _outcomes[run] = Rounds(Dispatcher(grid, _runs[run]), _runs[run]).run()
+    co = _runs[run]
+    dispatcher = Dispatcher(grid, co)
+    try:
+        _outcomes[run] = Rounds(dispatcher, co).run()
+    except FedsealError:
+        abandon(dispatcher, co)
+        raise
 
 
 @contextmanager

@@ -135,7 +135,7 @@ def _course(facts: Mapping[str, Any]) -> str:
 
 
 _COVERS = {
-    "dp-sgd": "each row that a party trained on: with or without it, all that left the party looks alike up to (ε, δ)",
+    "dp-sgd": "each row that a party trained on: with or without it, updates and models look alike up to (ε, δ)",
     "client-dp": "a party's whole update: with or without that party, the models look alike up to (ε, δ)",
     "none": "nothing: no differential privacy was used, and a model may remember rows it was trained on",
     "seeded": "nothing: the noise was seeded, so whoever knows the job can subtract it",

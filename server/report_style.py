@@ -79,7 +79,9 @@ pre {
   white-space: pre-wrap;
 }
 @media print {
-  body { max-width: none; padding: 0; font-size: 11px; }
+  :root { font-size: 11px; }
+  body { max-width: none; padding: 0; font-size: 1rem; }
+  code, pre { font-size: .9rem; }
   .charts { grid-template-columns: 1fr 1fr; }
   .unsafe, .tiles, pre { break-inside: avoid; }
   h2 { break-after: avoid; }

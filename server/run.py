@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import threading
 import time
@@ -34,7 +35,7 @@ from fl_core.trust.ledger import Ledger  # noqa: E402
 from server.app import activated, app, outcome  # noqa: E402
 from server.recorders.fanout import Fanout  # noqa: E402
 from server.recorders.ledger import LedgerRecorder  # noqa: E402
-from server.recorders.mlflow import MlflowRecorder  # noqa: E402
+from server.recorders.mlflow import MlflowRecorder, deliver_leftovers  # noqa: E402
 from server.registry import RunFolder, RunInfo, find_unfinished, new_run_id  # noqa: E402
 from server.report import write_report  # noqa: E402
 from server.runtimes.local import LocalGrid, default_workers, warm_up  # noqa: E402
@@ -133,6 +134,7 @@ class _Running:
         logging.getLogger("flwr").setLevel(logging.WARNING)
         with ExitStack() as stack:
             mlflow = self._mlflow()
+            deliver_leftovers(self.home.runs)
             warm_up()
             try:
                 identity = Identity.load_or_create(self.home.coordinator, COORDINATOR)
@@ -182,11 +184,14 @@ class _Running:
             ledger=ledger,
             workdir=self.folder.path,
             recorder=Fanout([LedgerRecorder(ledger, identity, self.info.run), mlflow]),
-            progress=self._event,
+            progress=lambda event: self._event(event, mlflow),
             stopped=self.folder.is_stopping,
         )
 
-    def _event(self, event: Event) -> None:
+    def _event(self, event: Event, mlflow: MlflowRecorder) -> None:
+        if event.kind == "joined":
+            data = event.facts["data"].items()
+            mlflow.add_datasets([{"name": n, "digest": digest, "context": "training"} for n, digest in data])
         notices = self.grid.notices if self.grid else {}
         if event.kind in ("dropped", "refused"):
             party = str(event.facts["party"])
@@ -306,6 +311,7 @@ class _Running:
         self.info.status, self.info.ended, self.info.metrics = "done", time.time(), summary["metrics"]
         self.info.mlflow_run_id = summary["mlflow_run_id"]
         self.folder.save(self.info)
+        shutil.rmtree(self.folder.path / "sums")
 
 
 def _note(summary: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from strategies.coordination import Coordination, Event
 from strategies.dispatch import Dispatcher, Reply, Request
 
 MAX_SEALED = 1 << 24
+PARTING_SECONDS = 10.0
 
 
 class PartyRefused(RefusedError):
@@ -58,6 +59,7 @@ def hold(dispatcher: Dispatcher, co: Coordination) -> Ceremony:
         for name, statement in joins.items():
             if ceremony.roster.joins[name] != statement:
                 raise JobFailed(f"party {name} does not remember this run; it cannot be resumed")
+        co.progress(_joined(ceremony))
         return ceremony
     roster = Roster.from_joins([(dispatcher.cards[name], joins[name]) for name in joins])
     _agree(roster)
@@ -72,8 +74,23 @@ def hold(dispatcher: Dispatcher, co: Coordination) -> Ceremony:
     }
     co.ledger.commit([*joins.values(), *statements, co.say("roster", body)])
     write_atomic(path, _dump(ceremony))
-    co.progress(Event("joined", 0, {"parties": list(roster.cards), "key": ceremony.key_id}))
+    co.progress(_joined(ceremony))
     return ceremony
+
+
+def _joined(ceremony: Ceremony) -> Event:
+    joins = ceremony.roster.joins
+    data = {name: str(join.body["data"]) for name, join in joins.items() if join.body["data"]}
+    return Event("joined", 0, {"parties": list(joins), "key": ceremony.key_id, "data": data})
+
+
+def abandon(dispatcher: Dispatcher, co: Coordination) -> None:
+    """Tell the parties that the run stopped short, so that they give back unspent privacy; nobody is waited for long."""
+    request = Request({}, {}, {})
+    for _ in dispatcher.ask(
+        messages.ABANDON, list(co.nodes), lambda _: request, timeout=PARTING_SECONDS, max_blob=0, parting=True
+    ):
+        continue
 
 
 def _join(dispatcher: Dispatcher, co: Coordination) -> dict[str, Statement]:

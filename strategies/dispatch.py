@@ -62,17 +62,18 @@ class Dispatcher:
         max_blob: int,
         on_stale: Callable[[str, int], None] | None = None,
         number: int = 0,
+        parting: bool = False,
     ) -> Iterator[Reply]:
         """Ask all, yield each reply as it comes; who has not answered after `timeout` seconds yields code "timeout".
 
         `build(party)` makes a request; it is called again when a party's witness answers that the proof does not start
-        where it remembers (`on_stale(party, size)`).
+        where it remembers (`on_stale(party, size)`).  `parting`: a last word, sent even when the run is being stopped.
         """
         end = time.monotonic() + timeout
         pending = {self._push(step, party, build(party), timeout): party for party in parties}
         stale = dict.fromkeys(parties, 0)
         while pending:
-            if self.co.stopped():
+            if self.co.stopped() and not parting:
                 raise Stopped(
                     f"stopped while waiting for {', '.join(sorted(pending.values()))} ({step}, round {number})"
                 )

@@ -21,10 +21,10 @@ from fl_core.messages import COORDINATOR, PACKET
 from fl_core.records import RoundRecord
 from fl_core.trust.identity import CardBook, Identity
 from fl_core.trust.ledger import Ledger
+from server.app import activated, app, outcome
 from server.recorders.ledger import LedgerRecorder
 from strategies.coordination import Coordination, Event
-from strategies.dispatch import Dispatcher
-from strategies.rounds import Outcome, Rounds
+from strategies.rounds import Outcome
 
 Hook = Callable[[str, str, dict[str, bytes]], dict[str, bytes] | None]
 
@@ -160,7 +160,12 @@ class Federation:
                 recorder=memory, progress=tell, stopped=stopped, step_timeout=20.0,
             )  # fmt: skip
             try:
-                return Rounds(Dispatcher(self.grid, co), co).run()
+                with activated(co):
+                    app(
+                        self.grid,
+                        Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={"run": run}),
+                    )
+                return outcome(run)
             finally:
                 self.records += memory.records
 

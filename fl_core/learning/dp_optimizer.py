@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -68,6 +68,23 @@ def per_sample_gradients(model: nn.Module) -> Iterator[GradSampleModule]:
             yield wrapped
     finally:
         wrapped.to_standard_module()
+
+
+def check_rows_apart(model: nn.Module, row_shape: Sequence[int]) -> None:
+    """Refuse a model whose output for a row depends on the other rows: clipping a row would bound nothing.
+
+    Looks at two random rows, alone and together, outside training mode; layers that mix rows in training only, such
+    as batch norm, are refused by name in `per_sample_gradients`. Raises JobFileError.
+    """
+    device = next(model.parameters()).device
+    rows = torch.randn(2, *row_shape, generator=torch.Generator().manual_seed(0)).to(device)
+    model.eval()
+    with torch.no_grad():
+        together, alone = model(rows)[:1], model(rows[:1])
+    model.train()
+    if not torch.allclose(together, alone, rtol=1e-3, atol=1e-5, equal_nan=True):
+        problem = "with privacy.mechanism = 'dp-sgd' a row's output must not depend on other rows"
+        raise JobFileError("model.name", problem, allowed="a model that treats each row by itself")
 
 
 def dp_step(

@@ -193,12 +193,13 @@ def local_train_dp(
     JobFileError : Opacus cannot treat a layer row by row. TrainingDiverged : the weights are no longer
         finite.
     """
-    from fl_core.learning.dp_optimizer import NoisyOptimizer, dp_step, per_sample_gradients
+    from fl_core.learning.dp_optimizer import NoisyOptimizer, check_rows_apart, dp_step, per_sample_gradients
 
     device = _device(train.device)
     with _repeatable(seed):
         set_vector(model, global_vector)
         model.to(device).train()
+        check_rows_apart(model, x.shape[1:])
         rows, labels = _tensors(x, y, device)
         optimizer = NoisyOptimizer(
             _optimizer(model, train),

@@ -361,7 +361,7 @@ class Ledger:
         return next(self.entries(seq, seq + 1), None) or self._missing(f"entry {seq}")
 
     def _card_before(self, name: str, size: int) -> Card | None:
-        """Return the card that `name` shows in the first `size` entries; those seen stay, as none ever changes."""
+        """Return the card that `name` shows in the first `size` entries; kept once seen, as none changes."""
         if name not in self._cards:
             rows = self._all("SELECT seq, card FROM cards WHERE name = ?", name)
             if not rows:

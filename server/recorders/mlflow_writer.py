@@ -19,6 +19,7 @@ from mlflow.tracking import MlflowClient
 
 SPOOL_TAG = "fedseal.spool"
 FOR_GOOD = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST"}
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # which pages the UI shows first
 _MAX_PARAM, _MAX_TAG, _BATCH, _MAX_DIGEST = 6000, 8000, 100, 36  # MLflow's limits
 
 
@@ -88,7 +89,8 @@ class Writer:
         found = self._client.get_experiment_by_name(name)
         if found is None:
             try:
-                return str(self._client.create_experiment(name, artifact_location=self._begin["artifacts"]))
+                where = self._begin["artifacts"]
+                return str(self._client.create_experiment(name, artifact_location=where, tags=_EXPERIMENT_TAGS))
             except MlflowException as error:
                 found = self._client.get_experiment_by_name(name)
                 if found is None or error.error_code != "RESOURCE_ALREADY_EXISTS":

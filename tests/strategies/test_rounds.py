@@ -367,6 +367,7 @@ def test_the_owners_limit_refuses_the_second_job_before_its_data_are_opened(tmp_
     outcome = fed.run(job, run="first")
     assert 7.5 < outcome.metrics["epsilon"] <= 8.0
     import clients.guard
+    from fl_core.trust.budget import Budget
 
     opened = []
     real = clients.guard.load_party_data
@@ -376,6 +377,9 @@ def test_the_owners_limit_refuses_the_second_job_before_its_data_are_opened(tmp_
     assert "b" not in opened
     refused = fed.entries("refusal", run="second")
     assert [(e.by, e.body["code"]) for e in refused] == [("b", "budget")]
+    for other in ("a", "c"):
+        budget = Budget(fed.home.party(other) / "budget.db")
+        assert budget.open_runs() == ()
     assert "limit" in fed.grid.notices["b"] or "allow" in fed.grid.notices["b"]
 
 

@@ -189,6 +189,32 @@ def test_a_layer_that_mixes_rows_is_refused_with_opacus_reason(layer, reason):
         step(nn.Sequential(layer, nn.Linear(64, 3)))
 
 
+def test_a_model_of_ones_own_that_mixes_rows_is_refused():
+    class Centred(nn.Linear):
+        def forward(self, x):
+            return super().forward(x - x.mean(dim=0))
+
+    with pytest.raises(JobFileError, match="must not depend on other rows"):
+        step(Centred(64, 3))
+
+
+def test_a_layer_used_twice_is_clipped_as_one_gradient():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.outer = nn.Linear(64, 64), nn.Linear(64, 3)
+
+        def forward(self, x):
+            return self.outer(torch.tanh(self.inner(torch.tanh(self.inner(x)))))
+
+    torch.manual_seed(0)
+    model, by_hand = Twice(), 0
+    for row in range(30):
+        g = gradient(model, [row])
+        by_hand += g * min(1.0, 0.2 / np.linalg.norm(g))
+    assert step(model, norm=0.2).delta == pytest.approx(-by_hand / 30, abs=2e-6)
+
+
 def test_a_parameter_without_a_gradient_for_each_row_is_refused():
     class Unused(nn.Module):
         def __init__(self):
