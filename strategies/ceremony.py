@@ -88,7 +88,7 @@ def abandon(dispatcher: Dispatcher, co: Coordination) -> None:
     """Tell the parties that the run stopped short, so that they give back unspent privacy; nobody is waited for long."""
     request = Request({}, {}, {})
     for _ in dispatcher.ask(
-        messages.ABANDON, list(co.nodes), lambda _: request, timeout=PARTING_SECONDS, max_blob=0, parting=True
+        messages.ABANDON, list(dispatcher.cards), lambda _: request, timeout=PARTING_SECONDS, max_blob=0, parting=True
     ):
         continue
 
@@ -102,8 +102,9 @@ def _join(dispatcher: Dispatcher, co: Coordination) -> dict[str, Statement]:
         messages.JOIN, names, lambda _: Request(body, {"job": job}, {}), timeout=co.step_timeout, max_blob=0
     ):
         replies[reply.party] = reply
-        if not reply.ok:
-            raise _why(reply, "joining")
+    for name in names:  # all have answered, so that all problems are told at once and nobody is left reserved
+        if not replies[name].ok:
+            raise _why(replies[name], "joining")
     for party in co.job.parties:
         card = dispatcher.cards[party.name]
         if party.key is not None and party.key != card.fingerprint:
