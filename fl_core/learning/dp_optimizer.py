@@ -45,23 +45,24 @@ class NoisyOptimizer(DPOptimizer):
 
 
 @contextlib.contextmanager
-def per_sample_gradients(model: nn.Module) -> Iterator[GradSampleModule]:
+def per_sample_gradients(model: nn.Module, row_shape: Sequence[int]) -> Iterator[GradSampleModule]:
     """The model with Opacus' hooks in place; they are gone at the end.
 
     Raises
     ------
-    JobFileError : a layer that mixes rows or that Opacus cannot treat row by row, with Opacus' reason.
+    JobFileError : a layer that Opacus cannot treat row by row, with Opacus' reason, or a model that mixes rows.
     """
-    problems = ModuleValidator.validate(model, strict=False)
-    try:
-        wrapped = GradSampleModule(model, loss_reduction="sum") if not problems else None
-    except NotImplementedError as error:
-        problems = [error]
-    if problems or wrapped is None:
+    problems: list[Exception] = ModuleValidator.validate(model, strict=False)
+    if not problems:
+        _check_rows_apart(model, row_shape)
+        try:
+            wrapped = GradSampleModule(model, loss_reduction="sum")
+        except NotImplementedError as error:
+            problems = [error]
+    if problems:
         reason = "; ".join(str(p).splitlines()[0] for p in problems)
-        raise JobFileError(
-            "model.name", f"not with privacy.mechanism = 'dp-sgd': {reason}", allowed="other layers"
-        )
+        problem = f"not with privacy.mechanism = 'dp-sgd': {reason}"
+        raise JobFileError("model.name", problem, allowed="other layers")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
@@ -70,11 +71,11 @@ def per_sample_gradients(model: nn.Module) -> Iterator[GradSampleModule]:
         wrapped.to_standard_module()
 
 
-def check_rows_apart(model: nn.Module, row_shape: Sequence[int]) -> None:
-    """Refuse a model whose output for a row depends on the other rows: clipping a row would bound nothing.
+def _check_rows_apart(model: nn.Module, row_shape: Sequence[int]) -> None:
+    """Refuse a model whose output for a row depends on other rows: clipping a row would bound nothing.
 
-    Looks at two random rows, alone and together, outside training mode; layers that mix rows in training only, such
-    as batch norm, are refused by name in `per_sample_gradients`. Raises JobFileError.
+    Looks at two random rows, alone and together, outside training mode; layers that mix rows in training
+    only, such as batch norm, Opacus knows by name.
     """
     device = next(model.parameters()).device
     rows = torch.randn(2, *row_shape, generator=torch.Generator().manual_seed(0)).to(device)

@@ -193,13 +193,12 @@ def local_train_dp(
     JobFileError : Opacus cannot treat a layer row by row. TrainingDiverged : the weights are no longer
         finite.
     """
-    from fl_core.learning.dp_optimizer import NoisyOptimizer, check_rows_apart, dp_step, per_sample_gradients
+    from fl_core.learning.dp_optimizer import NoisyOptimizer, dp_step, per_sample_gradients
 
     device = _device(train.device)
     with _repeatable(seed):
         set_vector(model, global_vector)
         model.to(device).train()
-        check_rows_apart(model, x.shape[1:])
         rows, labels = _tensors(x, y, device)
         optimizer = NoisyOptimizer(
             _optimizer(model, train),
@@ -213,7 +212,7 @@ def local_train_dp(
             optimizer.attach_step_hook(lambda o: _pull(o.params, anchors, train.proximal_mu))
         chunk = max(1, _SAMPLE_GRADIENT_FLOATS // len(global_vector))
         loss_sum, seen = 0.0, 0
-        with per_sample_gradients(model) as wrapped:
+        with per_sample_gradients(model, x.shape[1:]) as wrapped:
             for _ in range(plan.steps_per_round):
                 mask = noise.bernoulli_mask(len(labels), plan.sample_rate)
                 sample = torch.from_numpy(np.flatnonzero(mask)).to(device)

@@ -112,7 +112,7 @@ class Spool:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            fcntl.flock(fd, fcntl.LOCK_SH)  # shared: a recorder that was left open must not block its successor
             os.ftruncate(fd, max((end for _, end in self.lines()), default=0))
             yield fd
         finally:
