@@ -39,8 +39,8 @@ class History:
             self.aggregates[body["round"]] = body
         elif entry.kind == "round":
             self.recorded.add(body["round"])
-        elif entry.kind == "end":
-            self.ended = True
+        elif entry.kind in ("end", "resume"):
+            self.ended = entry.kind == "end"
         elif entry.kind in ("update", "close"):
             self.applied[entry.by] = body["applied"]
             self.last_statement[entry.by] = entry

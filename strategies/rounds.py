@@ -230,8 +230,10 @@ class Rounds:
     # ---- the ledger
 
     def _commit(self, statements: list[Statement]) -> None:
-        """Log what is not logged yet: a repeated step brings the same statements again."""
-        entries, _ = self.co.ledger.commit([s for s in statements if s.digest not in self.history.digests])
+        """Log what is not logged yet: a repeated step brings the parties' same statements again."""
+        own = self.co.identity.name
+        new = [s for s in statements if s.by == own or s.digest not in self.history.digests]
+        entries, _ = self.co.ledger.commit(new)
         for entry in entries:
             self.history.absorb(entry)
 

@@ -50,7 +50,7 @@ def per_sample_gradients(model: nn.Module, row_shape: Sequence[int]) -> Iterator
 
     Raises
     ------
-    JobFileError : a layer that Opacus cannot treat row by row, with Opacus' reason, or a model that mixes rows.
+    JobFileError : a layer that Opacus cannot treat row by row (with its reason), or a model that mixes rows.
     """
     problems: list[Exception] = ModuleValidator.validate(model, strict=False)
     if not problems:

@@ -125,14 +125,15 @@ def local_train(
             loss_sum = 0.0
             for batch in torch.randperm(len(labels), generator=order).to(device).split(train.batch_size):
                 optimizer.zero_grad()
-                loss = functional.cross_entropy(model(rows[batch]), labels[batch])
-                loss_sum += loss.item() * len(batch)
-                loss.backward()
+                batch_loss = functional.cross_entropy(model(rows[batch]), labels[batch])
+                loss_sum += batch_loss.item() * len(batch)
+                batch_loss.backward()
                 if anchors:
                     _pull(parameters, anchors, train.proximal_mu)
                 optimizer.step()
         model.to("cpu")
-    return _result(model, global_vector, len(labels), loss_sum / len(labels), train)
+    loss = loss_sum / len(labels)
+    return TrainResult(_finite(get_vector(model) - global_vector, loss, train), len(labels), loss)
 
 
 def _pull(parameters: list[nn.Parameter], anchors: list[torch.Tensor], mu: float) -> None:
@@ -142,14 +143,13 @@ def _pull(parameters: list[nn.Parameter], anchors: list[torch.Tensor], mu: float
             p.grad += mu * (p.detach() - anchor)
 
 
-def _result(model: nn.Module, global_vector: Vector, n: int, loss: float, train: Train) -> TrainResult:
-    delta = get_vector(model) - global_vector
+def _finite(delta: Vector, loss: float, train: Train) -> Vector:
     if not (np.isfinite(delta).all() and np.isfinite(loss)):
         raise TrainingDiverged(
             f"the update is not finite after local training with learning_rate {train.learning_rate:g}; "
             "try a smaller one"
         )
-    return TrainResult(delta, n, float(loss))
+    return delta
 
 
 def local_train_dp(
@@ -186,7 +186,7 @@ def local_train_dp(
 
     Returns
     -------
-    TrainResult : `loss` is the mean over all sampled rows, 0 if none was drawn.
+    TrainResult : `loss` is the mean over all sampled rows, 0 if none was drawn; it may be infinite or NaN.
 
     Raises
     ------
@@ -219,7 +219,9 @@ def local_train_dp(
                 loss_sum += dp_step(wrapped, optimizer, rows[sample], labels[sample], chunk=chunk)
                 seen += len(sample)
         model.to("cpu")
-    return _result(model, global_vector, len(labels), loss_sum / max(1, seen), train)
+    # Only the weights, which are covered, decide whether the run goes on.
+    delta = _finite(get_vector(model) - global_vector, 0.0, train)
+    return TrainResult(delta, len(labels), loss_sum / max(1, seen))
 
 
 def client_dp(delta: Vector, *, clipping_norm: float, noise_multiplier: float, noise: Noise) -> Vector:

@@ -149,10 +149,11 @@ class Budget:
         limit: float | None,
         epsilon: Accountant,
         delta: float = OWNER_DELTA,
+        run: str = "",
     ) -> float:
-        """What `reserve` would say to a new run, changing nothing."""
+        """What `reserve` would say to `run` (empty: a new one), changing nothing."""
         with self._transaction() as db:
-            held = _held(db, dataset)
+            held = _held(db, dataset, besides=run)
         total = epsilon([*held, spend], delta)
         _refuse_over(limit, total, dataset, delta)
         return total

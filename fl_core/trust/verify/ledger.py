@@ -65,6 +65,7 @@ class _Ledger:
         self.cards: dict[str, Card] = {}
         self.coordinator: Card | None = None
         self.ended: dict[str, RunReport] = {}  # runs whose end has no quorum yet
+        self.uncovered: dict[str, RunReport] = {}  # runs with rounds that have none yet
 
     def add(self, record: Record) -> None:
         """Check the next record; raises Broken."""
@@ -147,6 +148,9 @@ class _Ledger:
             return
         run, kind = self.report.runs.setdefault(entry["run"], RunReport()), entry["kind"]
         run.entries += 1
+        if kind == "aggregate":
+            run.uncovered += 1
+            self.uncovered[entry["run"]] = run
         if run.state == "idle" and (kind in WORK or kind == "roster"):
             run.state = "open"
         if self.coordinator is None or entry["by"] != self.coordinator.name:
@@ -158,6 +162,10 @@ class _Ledger:
         elif kind == "end" and run.state != "idle":
             run.state, run.end, run.cosigned = "short", seq, 0
             self.ended[entry["run"]] = run
+        elif kind == "failure" and run.state == "open":
+            run.state = "stopped"
+        elif kind == "resume" and run.state == "stopped":
+            run.state = "open"
         elif kind == "resume" and run.end is not None:
             run.state, run.end, run.cosigned = "open", None, 0
             self.ended.pop(entry["run"], None)
@@ -185,7 +193,11 @@ class _Ledger:
         self._count_witnesses(set(record.cosignatures))
 
     def _count_witnesses(self, cosigners: set[str]) -> None:
-        """Count the co-signatures of one checkpoint for the runs whose end it covers."""
+        """Count the co-signatures of one checkpoint for the runs whose end or rounds it covers."""
+        for name, run in list(self.uncovered.items()):
+            if len(cosigners.intersection(run.parties)) >= run.quorum > 0:
+                run.uncovered = 0
+                del self.uncovered[name]
         for name, run in list(self.ended.items()):
             run.cosigned = max(run.cosigned, len(cosigners.intersection(run.parties)))
             if run.cosigned >= run.quorum > 0:
@@ -259,7 +271,7 @@ def verify_ledger(
     report.root = tree_root(ledger.peaks).hex() if ledger.peaks else ""
     report.signatures = ledger.signatures.count
     report.seconds = time.monotonic() - started
-    lacking = sorted(name for name, run in report.runs.items() if run.state in ("short", "open"))
+    lacking = sorted(name for name, run in report.runs.items() if _lacks(run))
     if failure is not None:
         report.status, report.reason, report.first_bad = BROKEN, failure.reason, failure.seq
         report.sound = min(report.sound, failure.seq or 0)
@@ -267,6 +279,15 @@ def verify_ledger(
         report.status = SHORT_OF_QUORUM
         report.reason = f"valid, but short of quorum: {', '.join(lacking[:5])}"
     return report
+
+
+def _lacks(run: RunReport) -> bool:
+    """Whether a run did more than its witnesses vouch for.
+
+    A run that its coordinator says stopped short may have one round that nobody co-signed yet.  One without a word
+    (under way, killed, or its tail cut off) is for the reader to explain.
+    """
+    return run.state in ("short", "open") or (run.state == "stopped" and (not run.quorum or run.uncovered > 1))
 
 
 def _kept(since: str | None) -> Note | None:

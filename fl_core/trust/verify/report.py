@@ -10,7 +10,9 @@ VALID, BROKEN, SHORT_OF_QUORUM = 0, 1, 4
 
 @dataclass
 class RunReport:
-    """What a run's evidence amounts to: its state, its entries, and the quorum behind its end."""
+    """What a run's evidence amounts to: its state, its entries, the quorum behind its end, and how many of its rounds
+    (`aggregate` entries) came after the last checkpoint that a quorum of its roster co-signed.
+    """
 
     state: str = "idle"
     entries: int = 0
@@ -18,6 +20,7 @@ class RunReport:
     quorum: int = 0
     cosigned: int = 0
     end: int | None = None
+    uncovered: int = 0
 
 
 @dataclass

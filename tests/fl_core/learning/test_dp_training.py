@@ -88,9 +88,10 @@ def test_no_row_moves_the_sum_further_than_the_bound(row, norm, scale):
     assert np.linalg.norm(result.delta) <= norm * (1 + 1e-5) + 1e-6
 
 
-def test_a_row_with_an_infinite_gradient_counts_as_nothing():
+@pytest.mark.parametrize("value", [3e38, np.inf, np.nan])
+def test_a_row_without_a_finite_gradient_neither_counts_nor_ends_the_run(value):
     x = X.copy()
-    x[3] = np.float32(3e38)
+    x[3] = np.float32(value)
     others = np.arange(30) != 3
     whole = step(net(activation="relu"), x=x, noise=Chosen())
     without = step(net(activation="relu"), noise=Chosen(others))

@@ -143,6 +143,21 @@ def test_rosters_and_ends_count_from_the_coordinator_only(scenario):
     assert (report.status, report.runs["run-1"].state, report.runs["run-1"].quorum) == (4, "open", 0)
 
 
+def test_stopped_run_may_have_one_round_that_nobody_cosigned(scenario):
+    names = list(scenario.parties)
+    roster = scenario.say("coordinator", "roster", {"parties": names, "min_parties": 3})
+    scenario.cosign(scenario.ledger.commit([roster])[1], *names)
+    for number, status in ((1, 0), (2, 4)):
+        round_ = scenario.say("coordinator", "aggregate", {"round": number})
+        note = scenario.ledger.commit([round_, scenario.say("coordinator", "failure")])[1]
+        report = verify_ledger(scenario.path)
+        assert (report.status, report.runs["run-1"].uncovered) == (status, number)
+    scenario.cosign(note, *names)
+    assert verify_ledger(scenario.path).status == 0
+    scenario.ledger.commit([scenario.say("coordinator", "resume")])
+    assert verify_ledger(scenario.path).runs["run-1"].state == "open"
+
+
 def test_resumed_run_needs_a_new_end(scenario):
     scenario.run()
     scenario.ledger.commit([scenario.say("coordinator", "resume")])
