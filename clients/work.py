@@ -106,7 +106,7 @@ class Work:
             result = training.local_train_dp(
                 self.model, x_train, y_train, train,
                 plan=self.plan, max_grad_norm=self.job.privacy.max_grad_norm, noise=self._noise(number),
-                global_vector=state.weights,
+                global_vector=state.weights, seed=seed,
             )  # fmt: skip
             return result.delta, result.loss
         result = training.local_train(self.model, x_train, y_train, train, seed=seed, global_vector=state.weights)

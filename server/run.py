@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -203,6 +204,9 @@ class _Running:
         self.on_event(event)
 
     def _serve(self, co: Coordination) -> Any:
+        for place in (str(self.job.base), os.getcwd()):  # where "module:function" names of a job file live
+            if place not in sys.path:
+                sys.path.append(place)
         flower_run = int(self.info.run, 16) or 1
         nodes = [Node(co.nodes[name], name, self._node_config(name)) for name in co.nodes]
         self.grid = LocalGrid(nodes, workers=default_workers(len(nodes)), run_id=flower_run, log=self.folder.log)

@@ -16,6 +16,7 @@ import os
 import re
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,12 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.05
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
+_QUIET = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # we try again ourselves
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 _PASSWORD = re.compile(r"//[^/@\s]+@")
 _log = logging.getLogger("fedseal.mlflow")
 
@@ -134,9 +141,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("spools", nargs="+", type=Path)
     options = parser.parse_args(arguments)
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", level=logging.ERROR)
-    for name, value in {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}.items():
-        os.environ.setdefault(name, value)  # we try again ourselves
-    os.environ["MLFLOW_LOGGING_LEVEL"] = "ERROR"
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    warnings.simplefilter("ignore")
     for spool in map(Spool, options.spools):
         if options.follow is None and spool.is_alive():
             continue

@@ -6,7 +6,9 @@ version by its run.  Metric names and values are those of the ledger.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -15,7 +17,10 @@ from typing import Any
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.store.db import utils as store
 from mlflow.tracking import MlflowClient
+
+from fl_core.files import locked
 
 SPOOL_TAG = "fedseal.spool"
 FOR_GOOD = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST"}
@@ -29,6 +34,7 @@ class Writer:
     def __init__(self, begin: Mapping[str, Any], refused: Callable[[Exception], None]) -> None:
         self._begin = begin
         self._refused = refused
+        make_store(begin["uri"])
         self._client = MlflowClient(tracking_uri=begin["uri"])
         self._run = ""
         self._history: dict[str, set[int]] = {}
@@ -167,6 +173,28 @@ class Writer:
             if error.error_code not in FOR_GOOD:
                 raise
             self._refused(error)
+
+
+def make_store(uri: str) -> None:
+    """Make a SQLite store that is not there: under another name, and linked to its own when it is complete.
+
+    Left to MLflow, two processes that start at once, or one killed in the middle, leave a half-migrated store
+    that nothing can open any more.
+    """
+    path = Path(uri.removeprefix("sqlite:///").partition("?")[0])
+    if not uri.startswith("sqlite:///") or path.exists():
+        return
+    with locked(path.with_name(f".{path.name}.lock")):
+        if path.exists():
+            return
+        new = path.with_name(f".{path.name}.new")
+        new.unlink(missing_ok=True)
+        engine = store.create_sqlalchemy_engine(f"sqlite:///{new}")
+        store._initialize_tables(engine)
+        engine.dispose()
+        with contextlib.suppress(FileExistsError):  # somebody's `mlflow ui` was first
+            os.link(new, path)
+        new.unlink()
 
 
 def _parts(items: list[Any]) -> Iterator[list[Any]]:

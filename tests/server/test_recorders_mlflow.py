@@ -20,6 +20,7 @@ from mlflow.tracking import MlflowClient
 from fl_core.records import RoundRecord, decimal
 from server.recorders.mlflow import MlflowRecorder, deliver_leftovers
 from server.recorders.mlflow_process import Delivery
+from server.recorders.mlflow_writer import make_store
 from server.recorders.spool import Spool
 
 pytestmark = pytest.mark.timeout(120)
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.timeout(120)
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store whose schema is made: that takes seconds, once."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
+    make_store(f"sqlite:///{path}")
     return path
 
 
@@ -345,12 +346,21 @@ def test_full_disk_never_reaches_the_round(home: Path, no_process: None, monkeyp
 
 
 @pytest.mark.e2e
-def test_two_first_runs_at_once_share_one_experiment(home: Path) -> None:
+def test_two_first_runs_at_once_share_store_and_experiment(tmp_path: Path) -> None:
+    home = tmp_path  # without a store: MLflow alone breaks it for good when two make it at once
     recorders = [start(home, run) for run in ("a", "b")]
     for recorder in recorders:
         recorder.record(record(1))
     assert [r.finish("FINISHED", timeout=60) for r in recorders] == [True, True]
     assert {r.data.tags["fedseal.run"] for r in runs(home)} == {"a", "b"}
+
+
+def test_store_whose_making_was_killed_is_made_again(tmp_path: Path, no_process: None) -> None:
+    (tmp_path / ".mlflow.db.new").write_bytes(b"half a store")
+    start(tmp_path).finish("FINISHED", timeout=0)
+    assert deliver(tmp_path / "runs/r1/mlflow.jsonl")._state.error == ""
+    assert len(runs(tmp_path)) == 1
+    assert not (tmp_path / ".mlflow.db.new").exists()
 
 
 def test_experiment_made_between_look_and_make_is_taken(home: Path, no_process: None, monkeypatch: Any) -> None:
