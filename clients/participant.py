@@ -216,6 +216,8 @@ class Participant:
             return replace(again, extra={"cosignature": cosignature})
         if self._number <= (answered := self._answered()):
             raise BadMessage(f"round {self._number} again, after round {answered}")
+        if self._the_work().schedule.get(self._number) != act:
+            raise BadMessage(f"round {self._number} to {act}: not in the job")
         roster = self._opened_roster()
         key = self._key(packet, roster)
         pooled = self._apply(packet, key, roster)
@@ -291,7 +293,7 @@ class Participant:
                 raise BadMessage(f"sum {number} names parties outside the roster")
             if len(names) < work.job.min_parties:
                 raise BadMessage(f"sum {number} of {len(names)} parties; allowed: {work.job.min_parties} or more")
-            act = field(item, "act", str)
+            act = work.schedule[number]
             vector, tail = key.cipher.decrypt(
                 packet.blobs[f"sum.{number}"], count=len(names), clip=work.clip(act, state)
             )

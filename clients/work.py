@@ -70,6 +70,11 @@ class Work:
     def _pools(self) -> bool:
         return self.job.standardize and self.data.x_train.ndim == 2 and not self.job.model.init
 
+    @property
+    def schedule(self) -> dict[int, str]:
+        """What each round of this job does."""
+        return dict(messages.schedule(self.job.train.rounds, standardize=bool(self.limbs)))
+
     def scale(self) -> int:
         """The unit of weights: this party's rows rounded up to a power of two.  Only the parties learn it."""
         rows = max(len(self.data.y_train), len(self.data.y_test), MIN_SCALE)

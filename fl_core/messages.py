@@ -92,6 +92,12 @@ class Packet:
                 raise BadMessage(f"blob {name!r} was altered")
 
 
+def schedule(rounds: int, *, standardize: bool) -> list[tuple[int, str]]:
+    """Which round does what: both sides derive it from the job, so nobody can ask for a round that is not in it."""
+    plan = [(n, TRAIN) for n in range(1, rounds + 1)] + [(rounds + 1, EVALUATE)]
+    return ([(0, STANDARDIZE)] if standardize else []) + plan
+
+
 def sha256(data: bytes) -> str:
     """Hex SHA-256."""
     return hashlib.sha256(data).hexdigest()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,11 @@ class RoundRecord:
             "parties": list(self.parties),
             "missing": list(self.missing),
         }
+
+    @classmethod
+    def from_body(cls, run: str, body: Mapping[str, Any]) -> RoundRecord:
+        """The record that a ledger entry holds."""
+        return cls(run, body["round"], dict(body["metrics"]), tuple(body["parties"]), tuple(body["missing"]))
 
     def values(self) -> dict[str, float]:
         """The metrics as numbers."""

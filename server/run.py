@@ -30,6 +30,7 @@ from fl_core.errors import FedsealError, JobFailed, UsageError  # noqa: E402
 from fl_core.files import write_atomic  # noqa: E402
 from fl_core.home import Home  # noqa: E402
 from fl_core.messages import COORDINATOR  # noqa: E402
+from fl_core.records import RoundRecord  # noqa: E402
 from fl_core.trust.entry import Statement  # noqa: E402
 from fl_core.trust.identity import CardBook, Identity  # noqa: E402
 from fl_core.trust.ledger import Ledger  # noqa: E402
@@ -37,6 +38,7 @@ from server.app import activated, app, outcome  # noqa: E402
 from server.recorders.fanout import Fanout  # noqa: E402
 from server.recorders.ledger import LedgerRecorder  # noqa: E402
 from server.recorders.mlflow import MlflowRecorder, deliver_leftovers  # noqa: E402
+from server.recorders.spool import without_password  # noqa: E402
 from server.registry import RunFolder, RunInfo, find_unfinished, new_run_id  # noqa: E402
 from server.report import write_report  # noqa: E402
 from server.runtimes.local import LocalGrid, default_workers, warm_up  # noqa: E402
@@ -44,7 +46,7 @@ from server.runtimes.worker import Node  # noqa: E402
 from strategies.coordination import Coordination, Event, Stopped  # noqa: E402
 
 EXPERIMENT = "fedseal"
-MLFLOW_SECONDS = 60.0
+MLFLOW_SECONDS = 30.0
 
 
 def run_job(
@@ -141,6 +143,8 @@ class _Running:
                 identity = Identity.load_or_create(self.home.coordinator, COORDINATOR)
                 ledger = stack.enter_context(Ledger.open(self.home.ledger, identity))
                 self._open_run(ledger, identity)
+                for entry in ledger.entries(run=self.info.run, kind="round"):  # what a crash kept from MLflow
+                    mlflow.record(RoundRecord.from_body(self.info.run, entry.body))
                 co = self._coordination(ledger, identity, mlflow)
                 result = self._serve(co)
             except BaseException as error:
@@ -310,7 +314,11 @@ class _Running:
             timeout=MLFLOW_SECONDS,
         )
         summary["mlflow_run_id"] = mlflow.run_id(0.0)
-        summary["mlflow"] = {"uri": mlflow.tracking_uri, "delivered": delivered, "reason": mlflow.reason}
+        summary["mlflow"] = {
+            "uri": without_password(mlflow.tracking_uri),
+            "delivered": delivered,
+            "reason": mlflow.reason,
+        }
         write_atomic(out / "summary.json", json.dumps(summary, indent=1).encode(), mode=0o644)
         self.info.status, self.info.ended, self.info.metrics = "done", time.time(), summary["metrics"]
         self.info.mlflow_run_id = summary["mlflow_run_id"]

@@ -85,7 +85,7 @@ def _joined(ceremony: Ceremony) -> Event:
 
 
 def abandon(dispatcher: Dispatcher, co: Coordination) -> None:
-    """Tell the parties that the run stopped short, so that they give back unspent privacy; nobody is waited for long."""
+    """Tell the parties that the run stopped short, so that they give back unspent privacy; nobody is awaited long."""
     request = Request({}, {}, {})
     for _ in dispatcher.ask(
         messages.ABANDON, list(dispatcher.cards), lambda _: request, timeout=PARTING_SECONDS, max_blob=0, parting=True

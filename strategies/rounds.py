@@ -50,6 +50,7 @@ class Rounds:
             self.history.absorb(entry)
         self.ceremony = ceremony.hold(dispatcher, co)
         self.trainers = self.ceremony.roster.trainers
+        self._pools = bool(self.ceremony.first_join("limbs"))
         self.signed: dict[str, int] = {}  # size each party's witness signed last
         self.sums = private_dir(co.workdir / "sums")
         self.published: bytes | None = None
@@ -59,7 +60,8 @@ class Rounds:
     def run(self) -> Outcome:
         """All rounds, the evaluation of the last model, the closing, the last co-signatures."""
         self._record_due()
-        plan, last = self._plan(), self.history.last
+        last = self.history.last
+        plan = messages.schedule(self.co.job.train.rounds, standardize=self._pools)
         for number, act in plan:
             if last is None or number > last:
                 self._round(number, act)
@@ -75,11 +77,6 @@ class Rounds:
         self._witness(closing)
         self.co.progress(Event("closed", closing, {"model": model}))
         return Outcome(self.metrics(), model, self.published)
-
-    def _plan(self) -> list[tuple[int, str]]:
-        rounds = self.co.job.train.rounds
-        plan = [(n, messages.TRAIN) for n in range(1, rounds + 1)] + [(rounds + 1, messages.EVALUATE)]
-        return ([(0, messages.STANDARDIZE)] if self.ceremony.first_join("limbs") else []) + plan
 
     def metrics(self) -> dict[str, float]:
         """The summary's numbers, from what the ledger holds."""
@@ -195,17 +192,17 @@ class Rounds:
         return max(1 << 20, 64 * (model + int(self.ceremony.first_join("limbs")))) + (1 << 20)
 
     def _request(self, party: str, number: int, body: dict[str, Any]) -> Request:
-        applied = self.history.applied.get(party, -1 if self.ceremony.first_join("limbs") else 0)
+        applied = self.history.applied.get(party, -1 if self._pools else 0)
         sums, blobs = [], {}
         for n in range(applied + 1, number):
             aggregate = self.history.aggregates[n]
             path = self.sums / f"{n}.bin"
             if not path.exists():
                 raise JobFailed(f"party {party} missed more than {KEEP_SUMS} rounds and cannot catch up")
-            sums.append({"round": n, "act": aggregate["act"], "parties": aggregate["parties"]})
+            sums.append({"round": n, "parties": aggregate["parties"]})
             blobs[f"sum.{n}"] = self._sum(n)
         extra = self._proofs(party)
-        if party not in self.history.last_statement or self.history.last_statement[party].body["applied"] < 1:
+        if party not in self.history.last_statement:  # it has not shown that it holds the key
             extra["ceremony"] = [s.to_dict() for s in self.ceremony.statements]
             if party in self.ceremony.sealed:
                 blobs["key"] = self.ceremony.sealed[party]

@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import logging
 import os
-import re
 import sys
 import time
 import warnings
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fl_core.errors import JobFailed
-from server.recorders.spool import Spool
+from server.recorders.spool import Spool, without_password
 
 if TYPE_CHECKING:
     from server.recorders.mlflow_writer import Writer
@@ -34,7 +33,6 @@ _QUIET = {
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-_PASSWORD = re.compile(r"//[^/@\s]+@")
 _log = logging.getLogger("fedseal.mlflow")
 
 
@@ -115,7 +113,7 @@ class Delivery:
     def _say(self, error: Exception) -> str:
         """One line for the log, each but once, without a password."""
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        text = _PASSWORD.sub("//", first)[:300]
+        text = without_password(first)[:300]
         if text not in self._said and len(self._said) < 100:
             self._said.add(text)
             _log.error("%s", text)

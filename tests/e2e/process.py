@@ -87,6 +87,13 @@ class Running:
         wait_until(lambda: any(text in line for line in self.lines) or self.process.poll() is not None, text, seconds)
         assert any(text in line for line in self.lines), "".join(self.lines)
 
+    def wait_for_silence(self, seconds: float) -> None:
+        """Wait until nothing was said for so long."""
+        said = -1
+        while said != len(self.lines):
+            said = len(self.lines)
+            time.sleep(seconds)
+
     def end(self, seconds: float = LONG) -> Done:
         """Wait for the end."""
         code = self.process.wait(seconds)

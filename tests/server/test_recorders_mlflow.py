@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,10 @@ def wait_for(condition: Callable[[], object], seconds: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.02)
+
+
+def delivered_beyond(recorder: MlflowRecorder, offset: int) -> bool:
+    return recorder._spool.load().offset > offset
 
 
 def deliver(spool: Path) -> Delivery:
@@ -181,7 +187,7 @@ def test_killed_process_loses_nothing_and_logs_nothing_twice(home: Path, monkeyp
     for n in range(60):
         recorder.record(record(n))
         if n in (20, 40):
-            wait_for(lambda n=n: recorder._spool.load().offset > 1000 * (n // 20))
+            wait_for(partial(delivered_beyond, recorder, 1000 * (n // 20)))
             assert recorder._child is not None
             os.kill(recorder._child.pid, signal.SIGKILL)
             recorder._child.wait()
@@ -203,8 +209,6 @@ def test_crash_between_mlflow_and_the_state_repeats_nothing(home: Path, no_proce
     if lost == "state before the run":
         Path(f"{spool.path}.state").unlink()
     else:
-        from dataclasses import replace
-
         spool.save(replace(done, offset=ends[-2]))
     recorder.record(record(4))
     recorder.finish("FINISHED", timeout=0)

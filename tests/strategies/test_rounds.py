@@ -14,7 +14,7 @@ from fl_core import messages
 from fl_core.errors import BudgetExceeded, DataError, JobFailed, LedgerBroken
 from fl_core.trust.verify import verify_ledger
 from strategies.coordination import Stopped
-from tests.support import Federation, as_is, digits
+from tests.support import Federation, digits
 
 
 def weights(path: Path, party: str = "party_1") -> np.ndarray:
@@ -304,6 +304,20 @@ def test_a_swapped_identity_card_is_refused(tmp_path):
     assert [(e.body["party"], e.body["code"]) for e in fed.entries("refusal")] == [("party_2", "key")]
 
 
+def test_a_coordinator_cannot_ask_for_rounds_that_are_not_in_the_job(tmp_path, monkeypatch):
+    """More training than agreed, with honest signatures: every party refuses the extra round."""
+    real = messages.schedule
+    fed = Federation(tmp_path)
+    monkeypatch.setattr("strategies.rounds.messages", _with(messages, schedule=lambda r, **k: real(r + 1, **k)))
+    with pytest.raises(JobFailed, match="round 3: 0 of 3"):
+        fed.run(digits(train__rounds=2))
+    assert {e.body["code"] for e in fed.entries("failure")} == {"message"}
+
+
+def _with(module, **changes):
+    return SimpleNamespace(**{**vars(module), **changes})
+
+
 # ---- what the coordinator sees
 
 
@@ -516,6 +530,3 @@ def test_different_sums_to_different_parties_are_noticed(tmp_path):
             fed.run(digits(train__rounds=3))
     finally:
         rounds.Rounds._request = real
-
-
-__all__ = ["as_is"]
