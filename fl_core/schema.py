@@ -44,7 +44,8 @@ def key_of(field: dataclasses.Field[Any]) -> str:
 def read(cls: type[T], table: Mapping[str, Any], path: str = "") -> T:
     """Read `table` into `cls`; raises `JobFileError` for the first key that is unknown, missing or wrong."""
     hints = typing.get_type_hints(cls)
-    fields = {key_of(f): f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    # a field whose key nobody can type is not read from files
+    fields = {k: f for f in dataclasses.fields(cls) if (k := key_of(f)).isprintable()}  # type: ignore[arg-type]
     for name in table:
         if name not in fields:
             close = difflib.get_close_matches(name, fields, n=1)

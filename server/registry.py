@@ -101,8 +101,8 @@ class RunFolder:
         return self._stop.exists()
 
     def write_log(self, text: str) -> None:
-        """Add a line to the run's log."""
-        with self.log.open("a", encoding="utf-8") as file:
+        """Add a line to the run's log; a disk that is full must not hide what there was to say."""
+        with contextlib.suppress(OSError), self.log.open("a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
 

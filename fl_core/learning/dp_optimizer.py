@@ -1,7 +1,7 @@
 """DP-SGD's optimiser step on Opacus, with randomness of our own choosing.
 
 Opacus draws its noise from torch's generator, and its secure mode needs a package that is not to be had. Here
-noise comes from a `Noise`, and a sample whose gradient is not finite counts as zero instead of ending the
+noise comes from a `NoiseStream`, and a sample whose gradient is not finite counts as zero instead of ending the
 run: whether a run ends then depends on released weights only.
 """
 
@@ -19,14 +19,14 @@ from opacus.validators import ModuleValidator
 from torch import nn
 from torch.nn import functional
 
+from fl_core.crypto.noise import NoiseStream
 from fl_core.errors import JobFileError
-from fl_core.learning.training import Noise
 
 
 class NoisyOptimizer(DPOptimizer):
     """Opacus' DPOptimizer whose Gaussian noise comes from `noise`, one draw a step for all parameters."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, *, noise: Noise, **settings: Any) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, *, noise: NoiseStream, **settings: Any) -> None:
         super().__init__(optimizer, loss_reduction="mean", **settings)
         self.noise = noise
 

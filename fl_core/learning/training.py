@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, Protocol, Union
+from typing import Any, Union
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 from fl_core.config import Train
+from fl_core.crypto.noise import NoiseStream
 from fl_core.errors import TrainingDiverged
 from fl_core.learning.models import get_vector, set_vector
 from fl_core.learning.privacy import Plan
@@ -27,16 +28,6 @@ Vector = NDArray[np.float64]
 Array = Union[NDArray[Any], torch.Tensor]  # noqa: UP007
 _EVALUATION_ROWS = 1024
 _SAMPLE_GRADIENT_FLOATS = 1 << 26  # per-sample gradients held at a time: 256 MB
-
-
-class Noise(Protocol):
-    """Where DP's randomness comes from; `fl_core.crypto.noise.OsStream` is one."""
-
-    def gaussian(self, n: int, std: float) -> Vector:
-        """(n,) float64 from N(0, std²)."""
-
-    def bernoulli_mask(self, n: int, p: float) -> NDArray[np.bool_]:
-        """(n,) independent coins, True with probability p."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -160,7 +151,7 @@ def local_train_dp(
     *,
     plan: Plan,
     max_grad_norm: float,
-    noise: Noise,
+    noise: NoiseStream,
     global_vector: Vector,
     seed: int = 0,
 ) -> TrainResult:
@@ -224,7 +215,7 @@ def local_train_dp(
     return TrainResult(delta, len(labels), loss_sum / max(1, seen))
 
 
-def client_dp(delta: Vector, *, clipping_norm: float, noise_multiplier: float, noise: Noise) -> Vector:
+def client_dp(delta: Vector, *, clipping_norm: float, noise_multiplier: float, noise: NoiseStream) -> Vector:
     """Clip a party's whole update and add Gaussian noise (McMahan et al. 2018, arXiv 1710.06963, noise at the
     party).
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -33,6 +34,7 @@ rounds = {rounds}
 learning_rate = 0.5
 batch_size = 64
 """
+OWN = '[[party]]\nname = "{name}"\ndata = "{data}"\nid = "id"\nlabel = "y"\n'
 DIGITS = '[dataset]\nname = "digits"\nparties = 4'
 
 
@@ -124,6 +126,17 @@ class Place:
         path = self.path / f"{name}.toml"
         path.write_text(QUICK.format(name=name, rounds=rounds, parties=parties) + more, encoding="utf-8")
         return path
+
+    def table(self, name: str, rows: int, *, columns: str = "abc", labels: int = 2) -> str:
+        """Write a csv of a party's own; features of about one, labels that depend on them."""
+        rng = random.Random(name)  # noqa: S311
+        lines = [",".join(["id", *columns, "y"])]
+        for row in range(rows):
+            values = [rng.gauss(0.0, 1.0) for _ in columns]
+            label = row % labels if row < labels else int(values[0] > 0)
+            lines.append(",".join([f"{name}{row}", *(f"{v:.5f}" for v in values), str(label)]))
+        (self.path / f"{name}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return f"{name}.csv"
 
     def start(self, *arguments: object, command: list[str] | None = None, **env: str) -> Running:
         """Start `fedseal ARGUMENTS`."""

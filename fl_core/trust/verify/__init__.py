@@ -11,10 +11,10 @@ detectable from the file alone: a log issued anew as a whole by its coordinator 
 the co-signatures), and statements never ordered.
 
 A run is `witnessed` when more than (n + 1)/2 of its roster's n parties (at most all) co-signed one checkpoint
-that covers its `end`; `short` when fewer did; `stopped` when the coordinator recorded its failure; `open` without either (under way,
-killed, or its tail cut off); `idle` when it never had a roster and did nothing. Status 0 needs every run witnessed,
-idle, or stopped with at most one round that came after the last checkpoint co-signed by its quorum. The coordinator's first roster of a run counts; a
-later one cannot shrink it.
+that covers its `end`; `short` when fewer did; `stopped` when the coordinator recorded its failure; `open` without
+either (under way, killed, or its tail cut off); `idle` when it never had a roster and did nothing. Status 0 needs
+every run witnessed, idle, or stopped with at most one round that came after the last checkpoint co-signed by its
+quorum. The coordinator's first roster of a run counts; a later one cannot shrink it.
 """
 
 from __future__ import annotations
