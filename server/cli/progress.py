@@ -41,6 +41,7 @@ class Progress:
         self.latest: dict[str, str] = {}
 
     def __enter__(self) -> Progress:
+        self._line("starting workers and MLflow")
         if self.console.is_terminal:
             self.status = self.console.status("starting")
             self.status.start()
