@@ -110,20 +110,14 @@ def show_summary(summary: Mapping[str, Any]) -> None:
 
 
 def show_runs(runs: Sequence[Mapping[str, Any]]) -> None:
-    """The list of runs."""
-    table = Table("run", "name", "status", "started", "accuracy", "mlflow run")
+    """The list of runs, oldest first; ids whole, so that they can be copied."""
+    console = Console(highlight=False, soft_wrap=True)
+    if not runs:
+        console.print("no runs yet")
     for r in runs:
         started = time.strftime("%Y-%m-%d %H:%M", time.localtime(r["started"]))
-        accuracy = r["metrics"].get("accuracy")
-        table.add_row(
-            r["run"],
-            r["name"],
-            r["status"],
-            started,
-            f"{accuracy:.4f}" if accuracy else "",
-            r["mlflow_run_id"] or "",
-        )
-    Console(highlight=False).print(table)
+        accuracy = f"accuracy {r['metrics']['accuracy']:.4f}" if "accuracy" in r["metrics"] else r["error"]
+        console.print(f"{r['run']}  {started}  {r['status']:<11} {r['name']:<24} {accuracy}  {r['mlflow_run_id'] or ''}")
 
 
 def show_check(result: Mapping[str, Any]) -> None:
