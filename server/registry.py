@@ -131,12 +131,10 @@ def find(home: Home, wanted: str) -> tuple[RunFolder, RunInfo]:
 
 
 def find_unfinished(home: Home, digest: str) -> tuple[RunFolder, RunInfo]:
-    """The newest run of that very job that did not finish."""
-    for folder, info in reversed(all_runs(home)):
-        if info.job == digest:
-            if info.status in UNFINISHED:
-                return folder, info
-            break
+    """The newest run of that very job, if it did not finish; one that was refused never began and is passed over."""
+    began = [(f, i) for f, i in all_runs(home) if i.job == digest and i.status != "refused"]
+    if began and began[-1][1].status in UNFINISHED:
+        return began[-1]
     raise UsageError(f"--resume: no unfinished run of this job (digest {digest[:16]}…) in {home.path}")
 
 

@@ -109,11 +109,12 @@ def logs(
     folder, _ = find(Home.open(home), run)
     at = 0
     while True:
+        alive = follow and folder.is_alive()  # asked before reading: then the last lines are there
         text = folder.log.read_bytes()[at:] if folder.log.exists() else b""
         at += len(text)
         sys.stdout.write(text.decode(errors="replace"))
         sys.stdout.flush()
-        if not follow or (not text and not folder.is_alive()):
+        if not alive:
             return
         time.sleep(0.3)
 

@@ -27,7 +27,7 @@ def main() -> None:
     try:
         app()
     except FedsealError as error:
-        print(f"fedseal: {error}", file=sys.stderr)
+        print(f"fedseal: {' '.join(str(error).splitlines())}", file=sys.stderr)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(1)

@@ -117,7 +117,8 @@ def show_runs(runs: Sequence[Mapping[str, Any]]) -> None:
     for r in runs:
         started = time.strftime("%Y-%m-%d %H:%M", time.localtime(r["started"]))
         accuracy = f"accuracy {r['metrics']['accuracy']:.4f}" if "accuracy" in r["metrics"] else r["error"]
-        console.print(f"{r['run']}  {started}  {r['status']:<11} {r['name']:<24} {accuracy}  {r['mlflow_run_id'] or ''}")
+        mlflow = r["mlflow_run_id"] or ""
+        console.print(f"{r['run']}  {started}  {r['status']:<11} {r['name']:<24} {accuracy}  {mlflow}")
 
 
 def show_check(result: Mapping[str, Any]) -> None:
