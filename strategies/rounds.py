@@ -29,6 +29,7 @@ from strategies.dispatch import Dispatcher, Request
 from strategies.history import History
 
 KEEP_SUMS = 16  # rounds a party may miss and still catch up
+WITNESS_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class Rounds:
         self.signed: dict[str, int] = {}  # size each party's witness signed last
         self.sums = private_dir(co.workdir / "sums")
         self.published: bytes | None = None
-        self._note, self._size = "", 0  # the checkpoint this step's requests carry
+        self._head = _Head("", 0)  # the checkpoint this step's requests carry
+        self._later: dict[str, _Head] = {}  # … and a newer one for a party that has seen more of the log meanwhile
         self._newest: tuple[int, bytes] = (-1, b"")
 
     def run(self) -> Outcome:
@@ -135,16 +137,14 @@ class Rounds:
         self, step: str, number: int, body: dict[str, Any], take: Callable[[Packet], None], *, timeout: float
     ) -> _Collected:
         """Ask every trainer, check each co-signature, let `take` have each packet; what it refuses does not count."""
-        self._note = self.co.ledger.checkpoint()
-        self._size = int(self._note.split("\n", 2)[1])  # our own note: its second line is the size
-        got = _Collected()
+        self._head, self._later, got = self._checkpoint(), {}, _Collected()
         replies = self.dispatcher.ask(
             step,
             list(self.trainers),
             lambda party: self._request(party, number, body),
             timeout=timeout,
             max_blob=self._max_blob(),
-            on_stale=self.signed.__setitem__,
+            on_stale=self._overtaken,
             number=number,
         )
         for reply in replies:
@@ -153,14 +153,15 @@ class Rounds:
                 continue
             try:
                 line = str(reply.packet.extra.get("cosignature", ""))
-                verify_cosignature(self._note, line, self.dispatcher.cards[reply.party])
+                head = self._later.get(reply.party, self._head)
+                verify_cosignature(head.note, line, self.dispatcher.cards[reply.party])
                 take(reply.packet)
             except (FedsealError, KeyError) as error:
                 known = error if isinstance(error, FedsealError) else BadMessage(f"an answer without {error}")
                 self.dispatcher.refuse(reply.party, step, number, known)
                 got.missing[reply.party] = known.code
                 continue
-            got.cosignatures[reply.party] = line
+            got.cosignatures.setdefault(head.size, {})[reply.party] = line
             got.statements[reply.party] = reply.packet.statement
         return got
 
@@ -214,13 +215,23 @@ class Rounds:
             self._newest = (number, (self.sums / f"{number}.bin").read_bytes())
         return self._newest[1]
 
+    def _checkpoint(self) -> _Head:
+        note = self.co.ledger.checkpoint()
+        return _Head(note, int(note.split("\n", 2)[1]))  # our own note: its second line is the size
+
+    def _overtaken(self, party: str, size: int) -> None:
+        """The party's witness remembers `size`: another run took it further, or we did not know."""
+        self.signed[party] = size
+        if size > self._later.get(party, self._head).size:
+            self._later[party] = self._checkpoint()
+
     def _proofs(self, party: str) -> dict[str, Any]:
-        ledger = self.co.ledger
-        start = min(self.signed.get(party, 0), self._size)
-        proof = [h.hex() for h in ledger.consistency(start, self._size)] if start else []
-        extra: dict[str, Any] = {"checkpoint": self._note, "start": start, "proof": proof}
+        ledger, head = self.co.ledger, self._later.get(party, self._head)
+        start = min(self.signed.get(party, 0), head.size)
+        proof = [h.hex() for h in ledger.consistency(start, head.size)] if start else []
+        extra: dict[str, Any] = {"checkpoint": head.note, "start": start, "proof": proof}
         if (entry := self.history.last_statement.get(party)) is not None:
-            path = [h.hex() for h in ledger.inclusion(entry.seq, self._size)]
+            path = [h.hex() for h in ledger.inclusion(entry.seq, head.size)]
             extra["mine"] = {"entry": entry.encode().decode(), "seq": entry.seq, "proof": path}
         return extra
 
@@ -235,8 +246,9 @@ class Rounds:
             self.history.absorb(entry)
 
     def _cosigned(self, collected: _Collected) -> None:
-        self.co.ledger.add_cosignatures(self._size, collected.cosignatures)
-        self.signed |= dict.fromkeys(collected.cosignatures, self._size)
+        for size, lines in collected.cosignatures.items():
+            self.co.ledger.add_cosignatures(size, lines)
+            self.signed |= dict.fromkeys(lines, size)
 
     def _record_due(self) -> None:
         for record in self.history.due(self.co.job.train.rounds):
@@ -285,7 +297,19 @@ class Rounds:
     def _witness(self, number: int) -> None:
         """Have the last checkpoint co-signed; whoever does not answer leaves the ledger short of that signature."""
         body = {"round": number, "closed": sorted(self.history.models)}
-        self._cosigned(self._collect(messages.WITNESS, number, body, lambda _: None, timeout=self.co.step_timeout))
+        for _ in range(WITNESS_TRIES):
+            got = self._collect(messages.WITNESS, number, body, lambda _: None, timeout=self.co.step_timeout)
+            self._cosigned(got)
+            if len(got.cosignatures) < 2:  # all signed one checkpoint; with others running they may not
+                return
+
+
+@dataclass(frozen=True)
+class _Head:
+    """A checkpoint of the ledger."""
+
+    note: str
+    size: int
 
 
 class _Collected:
@@ -293,5 +317,5 @@ class _Collected:
 
     def __init__(self) -> None:
         self.statements: dict[str, Statement] = {}
-        self.cosignatures: dict[str, str] = {}
+        self.cosignatures: dict[int, dict[str, str]] = {}  # by size of the checkpoint
         self.missing: dict[str, str] = {}

@@ -156,7 +156,7 @@ def prove(
     from fl_core.trust.ledger import Ledger
     from fl_core.trust.proofs import consistency_proof_document, inclusion_proof_document
 
-    if (entry is None) == (start is None):
+    if (entry is None) == (start is None) or (entry is not None and end is not None):
         raise UsageError("audit prove: name an entry, or --from SIZE [--to SIZE]")
     with Ledger.open(_path(ledger, home)) as opened:
         if entry is not None:

@@ -53,9 +53,7 @@ def run(
     with Progress(enabled=not quiet) as progress:
         progress.say("starting")
         try:
-            from server.run import run_job
-
-            summary = run_job(job, changes, home=home, out=out, resume=resume, on_event=progress.event)
+            summary = _run(job, changes, home=home, out=out, resume=resume, on_event=progress.event)
         except FedsealError as error:
             if as_json:
                 status = {2: "usage", 3: "refused"}.get(
@@ -67,6 +65,18 @@ def run(
         print(json.dumps(summary))
     else:
         show_summary(summary)
+
+
+def _run(job: Path, changes: list[str], **options: Any) -> dict[str, Any]:
+    """`run_job`, with Ctrl-C before the first round as the error that it is later."""
+    try:
+        from server.run import run_job
+
+        return run_job(job, changes, **options)
+    except KeyboardInterrupt:
+        from strategies.coordination import Stopped
+
+        raise Stopped("interrupted; --resume goes on with what was begun") from None
 
 
 def check(job: JobArgument, overrides: SetOption = None, home: HomeOption = None, as_json: JsonOption = False) -> None:

@@ -1,8 +1,9 @@
-"""Places to run the command line in; one a module, cleaned of processes afterwards."""
+"""Places to run the command line in, cleaned of processes afterwards."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -18,10 +19,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 @pytest.fixture
-def fresh(tmp_path: object) -> Iterator[Place]:
+def fresh(tmp_path: Path) -> Iterator[Place]:
     """A fresh home for one test."""
-    from pathlib import Path
-
-    made = Place(Path(str(tmp_path)))
+    made = Place(tmp_path)
     yield made
     made.clear()

@@ -129,7 +129,7 @@ class Place:
 
     def table(self, name: str, rows: int, *, columns: str = "abc", labels: int = 2) -> str:
         """Write a csv of a party's own; features of about one, labels that depend on them."""
-        rng = random.Random(name)  # noqa: S311
+        rng = random.Random(name)
         lines = [",".join(["id", *columns, "y"])]
         for row in range(rows):
             values = [rng.gauss(0.0, 1.0) for _ in columns]
@@ -143,9 +143,14 @@ class Place:
         words = [*(command or self.command), *map(str, arguments)]
         return Running(
             subprocess.Popen(
-                words, cwd=self.path, env={**self.env, **env}, text=True,
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            )  # fmt: skip
+                words,
+                cwd=self.path,
+                env={**self.env, **env},
+                text=True,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
         )
 
     def fedseal(self, *arguments: object, **env: str) -> Done:

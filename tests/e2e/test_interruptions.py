@@ -169,12 +169,28 @@ def test_finished_run_does_not_keep_the_error_of_an_earlier_part(story: Story) -
 def test_round_that_reached_the_ledger_alone_before_the_kill_reaches_mlflow(story: Story) -> None:
     rounds = entries(story.place, kind="round")
     for name in ("accuracy", "loss"):
-        history = [(m.step, m.value) for m in mlflow(story.place).get_metric_history(mlflow_run(story).info.run_id, name)]
+        history = [
+            (m.step, m.value) for m in mlflow(story.place).get_metric_history(mlflow_run(story).info.run_id, name)
+        ]
         assert sorted(history) == [(e.body["round"], float(e.body["metrics"][name])) for e in rounds]
 
 
 def test_nothing_unfinished_is_not_resumed(story: Story) -> None:
     assert "--resume: no unfinished run of this job" in story.ends["again"].fails(2)
+
+
+def test_sigint_during_start_up_is_a_stop_too(fresh: Place) -> None:
+    job = fresh.job(rounds=1)
+    run = fresh.start("run", job, "--json")
+    wait_until(lambda: any("forkserver" in words for words in fresh.processes().values()), "the fork server")
+    run.process.send_signal(signal.SIGINT)
+    done = run.end()
+    assert "interrupted" in done.fails(1)
+    assert done.json["status"] == "stopped"
+    wait_until(lambda: not fresh.processes(), "the process tree to end", 10)
+    resumed = fresh.fedseal("run", job, "--json", "--resume")
+    assert resumed.code == 0, resumed.err
+    assert fresh.fedseal("audit", "verify").code == 0
 
 
 # ---- a party's process ends

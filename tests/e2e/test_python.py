@@ -52,7 +52,9 @@ def test_script_without_a_main_guard_runs_once(script: Done) -> None:
 
 def test_run_job_returns_what_json_prints_and_tells_events(script: Done, place: Place) -> None:
     first = script.json["summaries"][0]
-    assert {"job", "kind", "runtime", "status", "mlflow_run_id", "ledger", "metrics", "outputs", "seconds"} <= set(first)
+    assert {"job", "kind", "runtime", "status", "mlflow_run_id", "ledger", "metrics", "outputs", "seconds"} <= set(
+        first
+    )
     assert first["status"] == "done" and first["metrics"]["accuracy"] > 0.8
     kinds = script.json["kinds"]
     assert kinds[0] == "joined" and kinds[-1] == "closed" and kinds.count("round") == 3 and kinds.count("record") == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def test_entries_of_both_stand_in_one_unbroken_chain(twins: tuple[Place, list[Do
     assert report.code == 0
     assert {r["state"] for r in report.json["runs"].values()} == {"witnessed"}
     order = [e.run for e in entries(place) if e.run]
-    changes = sum(a != b for a, b in zip(order, order[1:], strict=False))
+    changes = sum(a != b for a, b in itertools.pairwise(order))
     assert changes > 2, "the runs did not overlap"
     for done in ends:
         assert [e.body["round"] for e in entries(place, run=done.json["run"], kind="round")] == [0, 1, 2, 3]
