@@ -22,7 +22,7 @@ STAGES = (  # what ends a stage, as the command says it on standard error
     ("start, data, keys", re.compile(r"joined: ")),
     ("first round", re.compile(r"round 1: ")),
     ("other rounds", re.compile(r"evaluation: ")),
-    ("closing", re.compile(r"model after round 5: ")),
+    ("closing", re.compile(r"model after round 5: ")),  # its last line: told by the closing replies
 )
 
 

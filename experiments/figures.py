@@ -43,7 +43,8 @@ def table(figures: Sequence[Figure]) -> str:
         value = "skipped" if f.skipped else f"{f.value:,.4g}" if f.value < 1e5 else f"{f.value:,.0f}"
         limit = "" if f.limit is None else f"{'≥' if f.at_least else '≤'} {f.limit:,g}"
         verdict = "" if f.limit is None or f.skipped else "met" if f.met else "MISSED"
-        lines.append(f"{f.name:{width}}  {value:>10} {f.unit:8} {limit:>10}  {verdict:6}  {f.skipped or f.peer}".rstrip())
+        told = f"{f.name:{width}}  {value:>10} {f.unit:8} {limit:>10}  {verdict:6}  {f.skipped or f.peer}"
+        lines.append(told.rstrip())
     return "\n".join(lines)
 
 

@@ -176,6 +176,8 @@ def _role(pid: int) -> str:
         command = (_PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
         return "gone"
+    if not command:
+        return "gone"
     for mark, role in (("mlflow_process", "mlflow"), ("resource_tracker", "tracker"), ("forkserver", "workers")):
         if mark in command:
             return role

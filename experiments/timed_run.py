@@ -1,7 +1,7 @@
 """Run a job in this process and print when each event came: `python -m experiments.timed_run JOB.json`.
 
-Prints one JSON object: `events` (seconds since the start, kind, round, act), `summary` of the run, and `peak_rss_mb`, the
-peak memory of this process alone, which is the coordinator: the parties live in processes of their own.
+Prints one JSON object: `events` (seconds since the start, kind, round, act), `summary` of the run, and `peak_rss_mb`,
+the peak memory of this process alone, which is the coordinator: the parties live in processes of their own.
 """
 
 from __future__ import annotations

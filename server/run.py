@@ -236,6 +236,7 @@ class _Running:
     # ---- end
 
     def _failed(self, error: BaseException, mlflow: MlflowRecorder) -> None:
+        """Note the failure everywhere; a place that cannot take it (a full disk) does not hide the failure itself."""
         code = error.code if isinstance(error, FedsealError) else "interrupted" if _is_interrupt(error) else "internal"
         if isinstance(error, FedsealError) and self.failures:
             told = "; ".join(f"{party}: {text}" for party, text in sorted(self.failures.items()))
@@ -245,18 +246,22 @@ class _Running:
             status = "refused"
         self.info.status, self.info.ended, self.info.error = status, time.time(), str(error)
         self.folder.write_log(f"{status}: {error}")
-        self.folder.save(self.info)
-        identity = Identity.load_or_create(self.home.coordinator, COORDINATOR)
-        try:
-            with Ledger.open(self.home.ledger, identity) as ledger:
-                body = {"code": code, "status": status}
-                statement = Statement.make(identity, log=ledger.log, kind="failure", run=self.info.run, body=body)
-                ledger.commit([statement])
-        except FedsealError as second:
-            self.folder.write_log(f"the ledger could not take the failure: {second}")
-        mlflow.finish("KILLED" if status == "stopped" else "FAILED", tags={"fedseal.error": code}, timeout=20.0)
+        self._try(lambda: self.folder.save(self.info))
+        self._try(lambda: self._failure_entry({"code": code, "status": status}))
+        mlflow.finish("KILLED" if status == "stopped" else "FAILED", note=f"{status}: {code}", timeout=20.0)
         self.info.mlflow_run_id = mlflow.run_id(0.0)
-        self.folder.save(self.info)
+        self._try(lambda: self.folder.save(self.info))
+
+    def _try(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except FedsealError as second:
+            self.folder.write_log(f"while noting the failure: {second}")
+
+    def _failure_entry(self, body: dict[str, str]) -> None:
+        identity = Identity.load_or_create(self.home.coordinator, COORDINATOR)
+        with Ledger.open(self.home.ledger, identity) as ledger:
+            ledger.commit([Statement.make(identity, log=ledger.log, kind="failure", run=self.info.run, body=body)])
 
     def _summary(self, ledger: Ledger, metrics: dict[str, float], model: str, seconds: float) -> dict[str, Any]:
         out = Path(self.info.out)

@@ -140,6 +140,17 @@ def _words(kind: str, body: dict[str, Any]) -> str:
     return " ".join(parts)
 
 
+@app.command(
+    epilog="Example: fedseal audit checkpoint > kept.checkpoint; later: fedseal audit verify --since kept.checkpoint"
+)
+def checkpoint(ledger: LedgerOption = None, home: HomeOption = None) -> None:
+    """Print the newest signed checkpoint, to be kept: a ledger that does not continue it is a forgery."""
+    from fl_core.trust.ledger import Ledger
+
+    with Ledger.open(_path(ledger, home)) as opened:
+        print(opened.last_checkpoint() or "", end="")
+
+
 @app.command(epilog="Examples: fedseal audit prove 12 > proof.json · fedseal audit prove --from 40 --to 90")
 def prove(
     entry: Annotated[int | None, typer.Argument(metavar="[SEQ]", help="Prove that this entry is in the log.")] = None,

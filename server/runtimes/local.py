@@ -1,7 +1,7 @@
 """The local runtime: a Flower `Grid` over worker processes forked from one preloaded server.
 
 Every message passes through its serialised form, as in a deployment.  A worker gets its next message only when it has
-answered the last, so neither side can block the other on a full pipe and at most one reply a worker is in memory.
+answered the last, so at most one reply a worker is in memory.
 A worker that dies fails its message and is forked again for the next; one that is silent past a message's time to live
 is killed first.
 """
@@ -11,12 +11,14 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import queue
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from multiprocessing import forkserver
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,6 +30,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from fl_core.errors import JobFailed
 from server.runtimes.worker import NODE, Node, serve
 
 POLL = 0.05
@@ -37,21 +40,26 @@ WORKER_DIED, WORKER_SILENT = 8, 9
 def warm_up() -> None:
     """Start the fork server and its imports, without waiting for them."""
     context = multiprocessing.get_context("forkserver")
-    with _without_main():
+    with _on_its_own():
         context.set_forkserver_preload(["server.runtimes.preload"])
         forkserver.ensure_running()
 
 
 class _Worker:
-    """One process and the messages of the parties that live in it."""
+    """One process and the messages of the parties that live in it.
 
-    def __init__(self, nodes: list[Node], run_id: int, log: Path) -> None:
-        self.nodes, self.run_id, self.log = nodes, run_id, log
+    A thread of its own sends a message and reads the answer, so that a process that stops in the middle of either
+    holds up nobody; what it read it puts into `answers`.
+    """
+
+    def __init__(self, nodes: list[Node], run_id: int, log: Path, answers: Answers) -> None:
+        self.nodes, self.run_id, self.log, self.answers = nodes, run_id, log, answers
         self.queue: deque[Message] = deque()
         self.busy: Message | None = None
         self.deadline = 0.0
         self.process: ForkServerProcess | None = None
         self.conn: Connection | None = None
+        self.talk: threading.Thread | None = None
 
     def start(self) -> None:
         if self.process is None or not self.process.is_alive():
@@ -61,49 +69,53 @@ class _Worker:
             self.process = context.Process(
                 target=serve, args=(theirs, self.nodes, self.run_id, str(self.log)), daemon=True
             )
-            with _without_main():
-                self.process.start()
+            try:
+                with _on_its_own():
+                    self.process.start()
+            except (EOFError, OSError) as error:
+                self.process = None
+                raise JobFailed(f"the fork server did not start a worker ({type(error).__name__})") from error
             theirs.close()
             self.conn = ours
 
     def send_next(self) -> None:
-        """Hand over the next message if idle; a worker that dies under it is noticed by `receive`."""
-        while self.busy is None and self.queue:
+        """Hand over the next message if idle."""
+        if self.busy is None and self.queue:
             self.start()
-            assert self.conn is not None
             self.busy = self.queue.popleft()
             self.deadline = time.monotonic() + self.busy.metadata.ttl
             frame = NODE.pack(self.busy.metadata.dst_node_id) + message_to_proto(self.busy).SerializeToString()
-            with contextlib.suppress(OSError):  # `receive` sees the closed pipe and says so
-                self.conn.send_bytes(frame)
+            self.talk = threading.Thread(target=self._talk, args=(self.conn, self.busy, frame), daemon=True)
+            self.talk.start()
 
-    def receive(self) -> tuple[Message, str]:
-        """The reply (or a Flower error) to the message in hand, and the party's own words if it failed."""
-        assert self.busy is not None
-        assert self.conn is not None
-        message, self.busy = self.busy, None
+    def _talk(self, conn: Connection, message: Message, frame: bytes) -> None:
         try:
-            reply = message_from_proto(ProtoMessage.FromString(self.conn.recv_bytes()))
-            return reply, self.conn.recv_bytes().decode()
-        except (EOFError, OSError):
-            self.kill()
-            return Message(Error(WORKER_DIED, "the worker process died"), reply_to=message), ""
+            conn.send_bytes(frame)
+            self.answers.put((self, message, conn.recv_bytes(), conn.recv_bytes().decode()))
+        except (EOFError, OSError):  # the process died
+            self.answers.put((self, message, b"", ""))
 
-    def silent(self) -> Message:
-        """Give up on the message in hand."""
+    def give_up(self, code: int, why: str) -> Message:
+        """End the process and answer the message in hand with a Flower error."""
         assert self.busy is not None
         message, self.busy = self.busy, None
         self.kill()
-        return Message(Error(WORKER_SILENT, "no answer in time; the worker was ended"), reply_to=message)
+        return Message(Error(code, why), reply_to=message)
 
     def kill(self) -> None:
-        if self.conn is not None:
-            self.conn.close()
-            self.conn = None
         if self.process is not None:
             self.process.kill()
             self.process.join(10)
             self.process = None
+        if self.talk is not None:
+            self.talk.join(10)  # the pipe is broken now, so it ends
+            self.talk = None
+        if self.conn is not None:
+            self.conn.close()
+            self.conn = None
+
+
+Answers = queue.SimpleQueue[tuple[_Worker, Message, bytes, str]]
 
 
 class LocalGrid(Grid):
@@ -122,7 +134,8 @@ class LocalGrid(Grid):
         self.notices: dict[str, str] = {}
         self._names = {n.node_id: n.party for n in nodes}
         count = max(1, min(workers, len(nodes)))
-        self._workers = [_Worker(nodes[i::count], run_id, log) for i in range(count)]
+        self._answers: Answers = queue.SimpleQueue()
+        self._workers = [_Worker(nodes[i::count], run_id, log, self._answers) for i in range(count)]
         self._home = {n.node_id: worker for worker in self._workers for n in worker.nodes}
         self._sent = 0
         for worker in self._workers:
@@ -173,24 +186,27 @@ class LocalGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """At most one finished reply among `message_ids`; waits up to 50 ms.  Other replies are dropped."""
-        wanted = set(message_ids)
-        busy = {w.conn: w for w in self._workers if w.busy is not None and w.conn is not None}
-        reply = None
-        if not busy:
-            time.sleep(POLL)
-        for worker in busy.values():
-            if time.monotonic() > worker.deadline:
-                reply = worker.silent()
-                break
-        else:
-            for conn in wait(list(busy), POLL)[:1]:
-                worker = busy[conn]  # type: ignore[index]
-                node = worker.busy.metadata.dst_node_id if worker.busy else 0
-                reply, notice = worker.receive()
-                if notice:
-                    self.notices[self._names[node]] = notice
+        reply = self._next()
         self._pump()
-        return [reply] if reply is not None and reply.metadata.reply_to_message_id in wanted else []
+        return [reply] if reply is not None and reply.metadata.reply_to_message_id in set(message_ids) else []
+
+    def _next(self) -> Message | None:
+        """The next answer, or a Flower error for a worker that died or is silent past its message's time to live."""
+        for worker in self._workers:
+            if worker.busy is not None and time.monotonic() > worker.deadline:
+                return worker.give_up(WORKER_SILENT, "no answer in time; the worker was ended")
+        try:
+            worker, message, data, notice = self._answers.get(timeout=POLL)
+        except queue.Empty:
+            return None
+        if worker.busy is not message:  # given up on before it came
+            return None
+        if not data:
+            return worker.give_up(WORKER_DIED, "the worker process died")
+        worker.busy = None
+        if notice:
+            self.notices[self._names[message.metadata.dst_node_id]] = notice
+        return message_from_proto(ProtoMessage.FromString(data))
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push all, pull until all have answered or `timeout` seconds have passed."""
@@ -219,14 +235,18 @@ def default_workers(parties: int) -> int:
 
 
 @contextlib.contextmanager
-def _without_main() -> Iterator[None]:
-    """Keep multiprocessing from importing the caller's script again: our workers never need it."""
-    main = sys.modules["__main__"]
+def _on_its_own() -> Iterator[None]:
+    """Keep multiprocessing's processes from importing the caller's script again, or modules from the current folder."""
+    main, safe = sys.modules["__main__"], os.environ.get("PYTHONSAFEPATH")
     saved: dict[str, Any] = {
         name: main.__dict__.pop(name) for name in ("__file__", "__spec__") if name in main.__dict__
     }
     main.__spec__ = None
+    os.environ["PYTHONSAFEPATH"] = "1"
     try:
         yield
     finally:
         main.__dict__.update(saved)
+        os.environ.pop("PYTHONSAFEPATH")
+        if safe is not None:
+            os.environ["PYTHONSAFEPATH"] = safe

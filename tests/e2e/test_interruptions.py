@@ -161,7 +161,6 @@ def test_all_parts_are_one_mlflow_run_without_a_repeated_step(story: Story) -> N
     assert len(steps) == len(set(steps))
 
 
-@pytest.mark.xfail(strict=True, reason="server/run.py: nothing takes the tag away when a resumed run ends well")
 def test_finished_run_does_not_keep_the_error_of_an_earlier_part(story: Story) -> None:
     assert "fedseal.error" not in mlflow_run(story).data.tags
 

@@ -75,7 +75,6 @@ def test_script_leaves_no_process(script: Done, place: Place) -> None:
     assert place.processes() == {}
 
 
-@pytest.mark.xfail(strict=True, reason="server/runtimes/local.py: the fork server imports from the current folder")
 def test_files_in_the_current_folder_do_not_stand_in_for_our_modules(fresh: Place) -> None:
     for name in ("server", "clients", "strategies", "random"):
         (fresh.path / f"{name}.py").write_text("raise SystemExit('code from the current folder ran')\n")
