@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 
 from clients.participant import NodeConfig, Participant
 from fl_core import messages
-from fl_core.errors import FedsealError, RefusedError
+from fl_core.errors import BadMessage, FedsealError, RefusedError
 from fl_core.messages import Packet
 
 app = ClientApp()
@@ -65,7 +65,9 @@ def _answer(message: Message, context: Context) -> Message:
 
 
 def _open(message: Message) -> Packet:
-    record = message.content.array_records[messages.PACKET]
+    record = message.content[messages.PACKET]  # .array_records makes a cycle that keeps the blobs
+    if not isinstance(record, ArrayRecord):
+        raise BadMessage("a request that is not a packet")
     return Packet.from_arrays({name: array.data for name, array in record.items()})
 
 

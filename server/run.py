@@ -41,7 +41,8 @@ from server.recorders.mlflow import MlflowRecorder, deliver_leftovers  # noqa: E
 from server.recorders.spool import without_password  # noqa: E402
 from server.registry import RunFolder, RunInfo, find_unfinished, new_run_id  # noqa: E402
 from server.report import write_report  # noqa: E402
-from server.runtimes.local import LocalGrid, default_workers, warm_up  # noqa: E402
+from server.runtimes.local import LocalGrid, default_workers  # noqa: E402
+from server.runtimes.warm import warm_up  # noqa: E402
 from server.runtimes.worker import Node  # noqa: E402
 from strategies.coordination import Coordination, Event, Stopped  # noqa: E402
 

@@ -107,7 +107,9 @@ class Dispatcher:
             code = {8: "died", 9: "timeout"}.get(message.error.code, f"flower-{message.error.code}")
             return self._dropped(Reply(party, code=code), step, number)
         try:
-            record = message.content.array_records[messages.PACKET]
+            record = message.content[messages.PACKET]  # .array_records makes a cycle that keeps the blobs
+            if not isinstance(record, ArrayRecord):
+                raise BadMessage("a reply that is not a packet")
             arrays = {name: array.data for name, array in record.items()}
             if sum(map(len, arrays.values())) > max_blob + messages.MAX_HEAD:
                 raise BadMessage(f"a reply of {sum(map(len, arrays.values()))} bytes; allowed: {max_blob}")

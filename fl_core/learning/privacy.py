@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from fl_core.config import Privacy, Train
 from fl_core.errors import DataError, JobFileError
 
-_FEW = (*(1 + x / 2 for x in range(1, 20)), *range(12, 64, 4))
+_FEW = (1.5, *range(2, 11), *range(12, 64, 4))  # mostly whole: a fractional order costs ten times more
 _DEFAULT = (*(1 + x / 10 for x in range(1, 100)), *range(12, 64))  # RDPAccountant.DEFAULT_ALPHAS
 _LARGE = (64, 72, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512, 768, 1024)  # for little noise spent
 ORDERS: tuple[float, ...] = (*_DEFAULT, *_LARGE)

@@ -69,7 +69,12 @@ def run(
 
 def _run(job: Path, changes: list[str], **options: Any) -> dict[str, Any]:
     """`run_job`, with Ctrl-C before the first round as the error that it is later."""
+    from fl_core.config import load_job
+    from server.runtimes.warm import warm_up
+
+    load_job(job, changes)  # a bad job file starts nothing
     try:
+        warm_up()
         from server.run import run_job
 
         return run_job(job, changes, **options)

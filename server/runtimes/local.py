@@ -8,41 +8,30 @@ is killed first.
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import queue
-import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
-from multiprocessing import forkserver
+from collections.abc import Iterable
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from flwr.app import Error, Message, RecordDict
-from flwr.common.serde import message_from_proto, message_to_proto
-from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fl_core.errors import JobFailed
+from server.runtimes.warm import on_its_own
+from server.runtimes.wire import from_bytes, to_bytes
 from server.runtimes.worker import NODE, Node, serve
 
 POLL = 0.05
 WORKER_DIED, WORKER_SILENT = 8, 9
-
-
-def warm_up() -> None:
-    """Start the fork server and its imports, without waiting for them."""
-    context = multiprocessing.get_context("forkserver")
-    with _on_its_own():
-        context.set_forkserver_preload(["server.runtimes.preload"])
-        forkserver.ensure_running()
 
 
 class _Worker:
@@ -70,7 +59,7 @@ class _Worker:
                 target=serve, args=(theirs, self.nodes, self.run_id, str(self.log)), daemon=True
             )
             try:
-                with _on_its_own():
+                with on_its_own():
                     self.process.start()
             except (EOFError, OSError) as error:
                 self.process = None
@@ -84,7 +73,7 @@ class _Worker:
             self.start()
             self.busy = self.queue.popleft()
             self.deadline = time.monotonic() + self.busy.metadata.ttl
-            frame = NODE.pack(self.busy.metadata.dst_node_id) + message_to_proto(self.busy).SerializeToString()
+            frame = NODE.pack(self.busy.metadata.dst_node_id) + to_bytes(self.busy)
             self.talk = threading.Thread(target=self._talk, args=(self.conn, self.busy, frame), daemon=True)
             self.talk.start()
 
@@ -206,7 +195,7 @@ class LocalGrid(Grid):
         worker.busy = None
         if notice:
             self.notices[self._names[message.metadata.dst_node_id]] = notice
-        return message_from_proto(ProtoMessage.FromString(data))
+        return from_bytes(data)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push all, pull until all have answered or `timeout` seconds have passed."""
@@ -232,21 +221,3 @@ class LocalGrid(Grid):
 def default_workers(parties: int) -> int:
     """A process a party up to four, or up to the number of cores where there are more."""
     return min(parties, max(4, os.cpu_count() or 1))
-
-
-@contextlib.contextmanager
-def _on_its_own() -> Iterator[None]:
-    """Keep multiprocessing's processes from importing the caller's script again, or modules from the current folder."""
-    main, safe = sys.modules["__main__"], os.environ.get("PYTHONSAFEPATH")
-    saved: dict[str, Any] = {
-        name: main.__dict__.pop(name) for name in ("__file__", "__spec__") if name in main.__dict__
-    }
-    main.__spec__ = None
-    os.environ["PYTHONSAFEPATH"] = "1"
-    try:
-        yield
-    finally:
-        main.__dict__.update(saved)
-        os.environ.pop("PYTHONSAFEPATH")
-        if safe is not None:
-            os.environ["PYTHONSAFEPATH"] = safe

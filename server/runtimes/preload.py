@@ -1,24 +1,33 @@
-"""What the fork server imports once, so that a worker starts in milliseconds and shares the pages."""
+"""What the fork server imports once, so that a worker starts in milliseconds and shares the pages.
+
+The collector rests meanwhile: imports make little garbage, and looking for it takes a sixth of their time.
+"""
 
 from __future__ import annotations
 
 import gc
+import importlib
 import logging
 
-import flwr.clientapp
-import flwr.common.serde
-import opacus
-import tenseal.sealapi
-import torch
-import torch._dynamo
-import torch.profiler
-from opacus.accountants.analysis import rdp
+MODULES = (
+    "flwr.clientapp",
+    "flwr.common.serde",
+    "opacus",
+    "opacus.accountants.analysis.rdp",
+    "tenseal.sealapi",
+    "torch",
+    "torch._dynamo",  # torch's optimisers import it in their first step
+    "torch.profiler",
+    "clients.app",
+    "server.runtimes.wire",
+    "fl_core.learning.dp_optimizer",
+)
 
-import clients.app
-
-torch.set_num_threads(1)
+gc.disable()
+for _module in MODULES:
+    importlib.import_module(_module)
+importlib.import_module("torch").set_num_threads(1)
 logging.getLogger("flwr").setLevel(logging.WARNING)
 gc.collect()
 gc.freeze()  # keeps the collector from copying shared pages in every worker
-
-__all__ = ["clients", "flwr", "opacus", "rdp", "tenseal"]
+gc.enable()

@@ -30,12 +30,12 @@ def serve(conn: Connection, nodes: list[Node], run_id: int, log: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run's process decides when to end
     _log_to(log)
     from flwr.app import Context, RecordDict
-    from flwr.common.serde import context_from_proto, context_to_proto, message_from_proto, message_to_proto
+    from flwr.common.serde import context_from_proto, context_to_proto
     from flwr.proto.message_pb2 import Context as ProtoContext
-    from flwr.proto.message_pb2 import Message as ProtoMessage
     from flwr.supercore.task_identity import TaskIdentity
 
     from clients.app import app, last_failure
+    from server.runtimes.wire import from_bytes, to_bytes
 
     contexts = {
         n.node_id: Context(
@@ -50,9 +50,9 @@ def serve(conn: Connection, nodes: list[Node], run_id: int, log: str) -> None:
             return
         (node,) = NODE.unpack_from(frame)
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, node, 1
-        message = message_from_proto(ProtoMessage.FromString(frame[NODE.size :]))
+        message = from_bytes(frame[NODE.size :])
         del frame
-        reply = message_to_proto(app(message, contexts[node])).SerializeToString()
+        reply = to_bytes(app(message, contexts[node]))
         state = context_to_proto(contexts[node]).SerializeToString()
         contexts[node] = context_from_proto(ProtoContext.FromString(state))
         try:

@@ -15,7 +15,8 @@ import pytest
 from flwr.app import Message
 
 import tests.support
-from server.runtimes.local import WORKER_DIED, WORKER_SILENT, LocalGrid, warm_up
+from server.runtimes.local import WORKER_DIED, WORKER_SILENT, LocalGrid
+from server.runtimes.warm import warm_up
 from server.runtimes.worker import Node
 from tests.e2e.process import state, wait_until
 from tests.server.echo import EchoNode, question
