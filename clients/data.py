@@ -49,9 +49,7 @@ class PartyData:
     def schema_digest(self) -> str:
         """SHA-256, hex, over the feature names and the shape of a row: equal at all parties of a job."""
         image = None if self.image_shape is None else list(self.image_shape)
-        return _digest(
-            {"features": self.feature_names, "input_shape": list(self.input_shape), "image_shape": image}
-        )
+        return _digest({"features": self.feature_names, "input_shape": list(self.input_shape), "image_shape": image})
 
     @property
     def classes_digest(self) -> str:
@@ -176,14 +174,10 @@ def _classes(table: Table, declared: tuple[str, ...], where: str) -> tuple[str, 
     if declared:
         outside = [label for label in found if label not in declared]
         if outside:
-            raise DataError(
-                where, f"label {outside[0]!r} is none of model.classes", allowed=", ".join(declared)
-            )
+            raise DataError(where, f"label {outside[0]!r} is none of model.classes", allowed=", ".join(declared))
         return declared
     if len(found) < 2:
-        raise DataError(
-            where, f"one class only, {found[0]!r}", allowed="two or more, or all of them in model.classes"
-        )
+        raise DataError(where, f"one class only, {found[0]!r}", allowed="two or more, or all of them in model.classes")
     if all(label.lstrip("-").isdecimal() for label in found):
         found.sort(key=int)
     return tuple(found)

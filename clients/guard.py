@@ -59,9 +59,7 @@ def _refuse_early(job: Job, party: Party, store: PartyStore, name: str, run: str
         raise BudgetExceeded(f"{name}: the job asks for ε = {wanted.target_epsilon:g}; the owner allows {limit:g}")
     if (rows := store.budget.rows(name)) is not None:
         plan = _plan(job, rows)
-        store.budget.check(
-            name, spend=plan.total(), limit=limit, delta=OWNER_DELTA, epsilon=privacy.epsilon, run=run
-        )
+        store.budget.check(name, spend=plan.total(), limit=limit, delta=OWNER_DELTA, epsilon=privacy.epsilon, run=run)
 
 
 def _plan(job: Job, rows: int) -> privacy.Plan:

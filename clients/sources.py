@@ -57,9 +57,7 @@ class _Source:
     place: Place
     unit: str
 
-    def fail(
-        self, column: str, problem: str, bad: NDArray[np.bool_], values: Sequence[Any], allowed: str
-    ) -> DataError:
+    def fail(self, column: str, problem: str, bad: NDArray[np.bool_], values: Sequence[Any], allowed: str) -> DataError:
         rows = np.flatnonzero(bad)[:_EXAMPLES].tolist()
         shown = ", ".join(
             f"{_show(values[r])} in {self.unit} {at}" for r, at in zip(rows, self.place(rows), strict=True)
@@ -130,9 +128,7 @@ def _read_parquet(path: Path, where: str) -> pa.Table:
         with path.open("rb") as file:
             table = parquet.ParquetFile(file).read()
     except (OSError, pa.ArrowException) as error:
-        raise DataError(
-            where, f"cannot be read ({_first_line(error)})", allowed="a whole parquet file"
-        ) from error
+        raise DataError(where, f"cannot be read ({_first_line(error)})", allowed="a whole parquet file") from error
     _check_header(table.column_names, where)
     return table
 
@@ -216,9 +212,7 @@ def _feature(column: pa.ChunkedArray, name: str, source: _Source) -> NDArray[np.
 def _is_number(kind: pa.DataType) -> bool:
     from pyarrow import types
 
-    return bool(
-        types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind) or types.is_null(kind)
-    )
+    return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind) or types.is_null(kind))
 
 
 def _is_numeric_text(text: str) -> bool:
@@ -304,9 +298,7 @@ def _from_npz(path: Path, id_columns: Sequence[str], label: str, where: str) -> 
 def _block(x: NDArray[Any], source: _Source) -> tuple[NDArray[np.float32], tuple[str, ...]]:
     """Array `x`: (n, d) features, (n, h, w) or (n, c, h, w) pictures."""
     if x.ndim > 4 or 0 in x.shape:
-        raise DataError(
-            source.where, f"array 'x' has shape {x.shape}", allowed="(n, d), (n, h, w) or (n, c, h, w)"
-        )
+        raise DataError(source.where, f"array 'x' has shape {x.shape}", allowed="(n, d), (n, h, w) or (n, c, h, w)")
     pixels = x.ndim > 2 and x.dtype == np.uint8
     block = _finite(x, "x", source) / np.float32(255 if pixels else 1)
     if x.ndim == 3:
@@ -322,16 +314,10 @@ def _read_npz(path: Path, where: str) -> dict[str, NDArray[Any]]:
                 try:
                     arrays[name] = np.atleast_1d(file[name])
                 except ValueError as error:
-                    problem = (
-                        "holds Python objects"
-                        if "pickle" in str(error)
-                        else f"is broken ({_first_line(error)})"
-                    )
+                    problem = "holds Python objects" if "pickle" in str(error) else f"is broken ({_first_line(error)})"
                     raise DataError(where, f"array {name!r} {problem}", allowed="numbers or text") from None
     except (OSError, EOFError, ValueError, AttributeError, zlib.error, zipfile.BadZipFile) as error:
-        raise DataError(
-            where, f"cannot be read ({_first_line(error)})", allowed="a whole npz file"
-        ) from error
+        raise DataError(where, f"cannot be read ({_first_line(error)})", allowed="a whole npz file") from error
     if not arrays:
         raise DataError(where, "no arrays", allowed="arrays 'x' and the label's, or one a column")
     return arrays

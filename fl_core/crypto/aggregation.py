@@ -145,9 +145,7 @@ class SecretKey:
         vector, tail = as_vector(vector), as_vector(tail)
         bound = effective_clip(self.profile, clip)
         rows = to_rows(cipher, cipher.encode(vector, tail, bound))
-        header = expected_header(
-            cipher, self.key_id, len(vector), len(tail), kind=Kind.UPLOAD, count=1, clip=bound
-        )
+        header = expected_header(cipher, self.key_id, len(vector), len(tail), kind=Kind.UPLOAD, count=1, clip=bound)
         return envelope.join(header, self._blocks(rows))
 
     def _blocks(self, rows: Values) -> Iterator[bytes]:
@@ -253,9 +251,7 @@ class Aggregator:
         if self.count == 0:
             raise JobFailed("no contribution to sum")
         e = self._expected
-        header = expected_header(
-            self._cipher, e.key_id, e.length, e.tail, kind=Kind.SUM, count=self.count, clip=e.clip
-        )
+        header = expected_header(self._cipher, e.key_id, e.length, e.tail, kind=Kind.SUM, count=self.count, clip=e.clip)
         return envelope.join(header, map(self._cipher.dump, self._totals))
 
 

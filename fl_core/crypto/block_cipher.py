@@ -64,9 +64,7 @@ class BlockCipher(Protocol):
         """Both as one flat row-value array, checked against the limits (`TrainingDiverged`)."""
         ...
 
-    def decode(
-        self, values: Values, length: int, tail: int, clip: float, count: int
-    ) -> tuple[Vector, Vector]:
+    def decode(self, values: Values, length: int, tail: int, clip: float, count: int) -> tuple[Vector, Vector]:
         """Sums of `count` encoded arrays back to (vector, tail)."""
         ...
 

@@ -70,8 +70,8 @@ class Header:
             raise BadMessage("not an encrypted vector")
         if hashlib.sha256(fields).digest()[:_CHECK] != check:
             raise BadMessage("the header was altered")
-        _, version, kind, _, profile, parties, count, key, context, length, tail, clip, scale, blocks = (
-            _FIELDS.unpack(fields)
+        _, version, kind, _, profile, parties, count, key, context, length, tail, clip, scale, blocks = _FIELDS.unpack(
+            fields
         )
         if version != _VERSION or length + tail > MAX_VALUES:
             raise BadMessage(f"version {version}, {length} + {tail} values")

@@ -44,9 +44,7 @@ class Plain:
         check_range("metrics", tail, self._limit)
         return to_fixed(np.concatenate([vector, tail]), self.profile.scale_bits)
 
-    def decode(
-        self, values: Values, length: int, tail: int, clip: float, count: int
-    ) -> tuple[Vector, Vector]:
+    def decode(self, values: Values, length: int, tail: int, clip: float, count: int) -> tuple[Vector, Vector]:
         """See `BlockCipher.decode`."""
         numbers = from_fixed(values[: length + tail], self.profile.scale_bits)
         return numbers[:length].copy(), numbers[length:].copy()

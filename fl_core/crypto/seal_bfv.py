@@ -59,9 +59,7 @@ class SealBfv(SealCipher):
         limbs = [fixed >> (16 * k) & 0xFFFF for k in range(_LIMBS)]
         return np.concatenate([quantised, *limbs])
 
-    def decode(
-        self, values: Values, length: int, tail: int, clip: float, count: int
-    ) -> tuple[Vector, Vector]:
+    def decode(self, values: Values, length: int, tail: int, clip: float, count: int) -> tuple[Vector, Vector]:
         """See `BlockCipher.decode`."""
         vector = (values[:length] - count * _OFFSET) * (clip / _LEVELS)
         limbs = values[length : length + _LIMBS * tail].reshape(_LIMBS, tail)

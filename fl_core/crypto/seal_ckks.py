@@ -39,9 +39,7 @@ class RealRows:
         check_range("metrics", tail, limit)
         return np.concatenate([vector, tail])
 
-    def decode(
-        self, values: Values, length: int, tail: int, clip: float, count: int
-    ) -> tuple[Vector, Vector]:
+    def decode(self, values: Values, length: int, tail: int, clip: float, count: int) -> tuple[Vector, Vector]:
         """See `BlockCipher.decode`."""
         return values[:length].copy(), values[length : length + tail].copy()
 

@@ -86,9 +86,7 @@ def _digits() -> Raw:
     table = np.loadtxt(_sklearn_file("digits.csv.gz"), delimiter=",", dtype=np.float32)
     names = tuple(f"pixel_{row}_{column}" for row in range(8) for column in range(8))
     classes = tuple(map(str, range(10)))
-    return Raw(
-        table[:, :-1] / np.float32(16), table[:, -1].astype(np.int64), None, None, classes, names, (1, 8, 8)
-    )
+    return Raw(table[:, :-1] / np.float32(16), table[:, -1].astype(np.int64), None, None, classes, names, (1, 8, 8))
 
 
 @register("breast_cancer")
@@ -123,16 +121,12 @@ def folder() -> Path:
 def _pictures(file: str, classes: tuple[str, ...]) -> Raw:
     path = folder() / file
     if not path.is_file():
-        raise DataError(
-            "dataset.name", f"no file {path}", allowed=f"{file} in the folder that {DATA_VARIABLE} names"
-        )
+        raise DataError("dataset.name", f"no file {path}", allowed=f"{file} in the folder that {DATA_VARIABLE} names")
     try:
         with np.load(path, allow_pickle=False) as arrays:
             x_train, y_train, x_test, y_test = (arrays[k] for k in ("x_train", "y_train", "x_test", "y_test"))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(
-            str(path), f"unreadable ({error})", allowed="npz: x_train, y_train, x_test, y_test"
-        ) from None
+        raise DataError(str(path), f"unreadable ({error})", allowed="npz: x_train, y_train, x_test, y_test") from None
     shape = (1, *x_train.shape[1:])
     names = tuple(f"pixel_{row}_{column}" for row in range(shape[1]) for column in range(shape[2]))
     train, test = (x.reshape(-1, *shape).astype(np.float32) / np.float32(255) for x in (x_train, x_test))
@@ -154,9 +148,7 @@ def _sklearn_file(name: str) -> Path:
         path = Path(place) / "datasets" / "data" / name
         if path.is_file():
             return path
-    raise DataError(
-        "dataset.name", f"{name} is not there", allowed="scikit-learn installed (it carries the file)"
-    )
+    raise DataError("dataset.name", f"{name} is not there", allowed="scikit-learn installed (it carries the file)")
 
 
 def _from_function(name: str) -> Raw:

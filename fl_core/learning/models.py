@@ -104,20 +104,12 @@ def _activation(spec: Model) -> nn.Module:
 def _cnn(spec: Model, shape: Shape | None, num_classes: int) -> nn.Module:
     """Two 3x3 convolutions (16, 32) with 2x2 pooling, then the dense layers of `hidden`."""
     if shape is None or min(shape[1:]) < 4:
-        problem = (
-            "the data are no pictures"
-            if shape is None
-            else f"pictures of {shape[1]}x{shape[2]} are too small"
-        )
-        raise JobFileError(
-            "model.name", f"'cnn': {problem}", allowed="logistic or mlp, or pictures of 4x4 and more"
-        )
+        problem = "the data are no pictures" if shape is None else f"pictures of {shape[1]}x{shape[2]} are too small"
+        raise JobFileError("model.name", f"'cnn': {problem}", allowed="logistic or mlp, or pictures of 4x4 and more")
     blocks: list[nn.Module] = [_Picture(shape)]
     for channels, filters in ((shape[0], 16), (16, 32)):
         blocks += [nn.Conv2d(channels, filters, 3, padding=1), _activation(spec), nn.MaxPool2d(2)]
-    return nn.Sequential(
-        *blocks, nn.Flatten(), *_dense(spec, 32 * (shape[1] // 4) * (shape[2] // 4), num_classes)
-    )
+    return nn.Sequential(*blocks, nn.Flatten(), *_dense(spec, 32 * (shape[1] // 4) * (shape[2] // 4), num_classes))
 
 
 def _user_model(name: str, input_shape: Shape, num_classes: int) -> nn.Module:
@@ -254,9 +246,7 @@ def load_model(path: Path) -> SavedModel:
     content = _read(path)
     try:
         saved = content["model"]
-        spec = Model(
-            saved["name"], tuple(saved["hidden"]), saved["activation"], classes=tuple(content["classes"])
-        )
+        spec = Model(saved["name"], tuple(saved["hidden"]), saved["activation"], classes=tuple(content["classes"]))
         image, scaling = content["image_shape"], content["standardization"]
         meta = Meta(
             tuple(content["input_shape"]),
@@ -324,9 +314,7 @@ def check_fits(saved: SavedModel, spec: Model, data: RowFormat) -> None:
     }
     for what, (theirs, ours) in pairs.items():
         if theirs != ours:
-            raise JobFileError(
-                "model.init", f"its {what}: {_show(theirs)}", allowed=f"the job's: {_show(ours)}"
-            )
+            raise JobFileError("model.init", f"its {what}: {_show(theirs)}", allowed=f"the job's: {_show(ours)}")
 
 
 def _kind(spec: Model) -> tuple[Any, ...]:

@@ -35,9 +35,7 @@ def split_rows(y: NDArray[np.int64], parties: int, *, partition: str, alpha: flo
     JobFileError : fewer rows than parties.
     """
     if len(y) < parties:
-        raise JobFileError(
-            "dataset.parties", f"{parties} parties for {len(y)} rows", allowed=f"1 to {len(y)}"
-        )
+        raise JobFileError("dataset.parties", f"{parties} parties for {len(y)} rows", allowed=f"1 to {len(y)}")
     if partition == "iid":
         return deal(len(y), parties, seed=seed, purpose="partition")
     if partition == "dirichlet":
@@ -65,18 +63,14 @@ def _dirichlet(y: NDArray[np.int64], parties: int, alpha: float, seed: int) -> l
     return [np.sort(np.array(part, dtype=np.int64)) for part in parts]
 
 
-def _dirichlet_draw(
-    y: NDArray[np.int64], parties: int, alpha: float, rng: np.random.Generator
-) -> list[list[int]]:
+def _dirichlet_draw(y: NDArray[np.int64], parties: int, alpha: float, rng: np.random.Generator) -> list[list[int]]:
     parts: list[list[int]] = [[] for _ in range(parties)]
     for label in np.unique(y):
         rows = rng.permutation(np.flatnonzero(y == label))
         shares = np.cumsum(rng.dirichlet(np.full(parties, alpha)))[:-1]
         # A tiny alpha underflows to 0/0: then one party takes the whole class.
         cuts = np.nan_to_num(shares, nan=float(rng.integers(2))) * len(rows)
-        for part, piece in zip(
-            parts, np.split(rows, np.clip(cuts, 0, len(rows)).astype(np.int64)), strict=True
-        ):
+        for part, piece in zip(parts, np.split(rows, np.clip(cuts, 0, len(rows)).astype(np.int64)), strict=True):
             part.extend(piece.tolist())
     return parts
 

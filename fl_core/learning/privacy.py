@@ -133,9 +133,7 @@ def round_up(eps: float) -> str:
 
 
 @functools.lru_cache(maxsize=256)
-def find_noise_multiplier(
-    target_epsilon: float, target_delta: float, *, sample_rate: float, steps: int
-) -> float:
+def find_noise_multiplier(target_epsilon: float, target_delta: float, *, sample_rate: float, steps: int) -> float:
     """The smallest noise multiplier that keeps `steps` steps within (target_epsilon, target_delta), to about
     0.1 %.
 

@@ -54,9 +54,7 @@ def to_limbs(x: NDArray[np.float32]) -> NDArray[np.float64]:
         sums += [_fixed_point_sum(column.tolist()) for column in part.T]
     for i, value in enumerate(sums):
         if abs(value) >= _LIMIT:
-            raise DataError(
-                f"feature {(i - 1) % max(1, x.shape[1])}", "too large to standardise", allowed="rescaled"
-            )
+            raise DataError(f"feature {(i - 1) % max(1, x.shape[1])}", "too large to standardise", allowed="rescaled")
     return np.array([limb for value in sums for limb in _cut(value)], dtype=np.float64)
 
 
@@ -79,9 +77,7 @@ def _cut(value: int) -> list[int]:
     return limbs
 
 
-def from_limbs(
-    sum_vector: NDArray[np.float64], d: int
-) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
+def from_limbs(sum_vector: NDArray[np.float64], d: int) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
     """Pooled count, mean and deviation from the decrypted sum over the parties.
 
     Parameters

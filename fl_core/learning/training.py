@@ -63,9 +63,7 @@ def _repeatable(seed: int) -> Iterator[None]:
 
 
 def _device(name: str) -> torch.device:
-    return torch.device(
-        "cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu")
-    )
+    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
 
 
 def _tensors(x: Array, y: Array, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,14 +77,10 @@ def _optimizer(model: nn.Module, train: Train) -> torch.optim.Optimizer:
     parameters = [p for p in model.parameters() if p.requires_grad]
     if train.optimizer == "adam":
         return torch.optim.Adam(parameters, lr=train.learning_rate, weight_decay=train.weight_decay)
-    return torch.optim.SGD(
-        parameters, lr=train.learning_rate, momentum=train.momentum, weight_decay=train.weight_decay
-    )
+    return torch.optim.SGD(parameters, lr=train.learning_rate, momentum=train.momentum, weight_decay=train.weight_decay)
 
 
-def local_train(
-    model: nn.Module, x: Array, y: Array, train: Train, *, seed: int, global_vector: Vector
-) -> TrainResult:
+def local_train(model: nn.Module, x: Array, y: Array, train: Train, *, seed: int, global_vector: Vector) -> TrainResult:
     """Train from the global weights on a party's rows; the optimiser starts fresh.
 
     Parameters

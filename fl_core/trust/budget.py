@@ -216,8 +216,7 @@ class Budget:
         """Runs that still hold a reservation: under way, or crashed and neither resumed nor closed."""
         with self._transaction() as db:
             return tuple(
-                r[0]
-                for r in db.execute("SELECT DISTINCT run FROM spendings WHERE state = 'open' ORDER BY run")
+                r[0] for r in db.execute("SELECT DISTINCT run FROM spendings WHERE state = 'open' ORDER BY run")
             )
 
     def remember_rows(self, dataset: str, n: int) -> None:
@@ -232,9 +231,7 @@ class Budget:
         return None if row is None else int(row[0])
 
 
-def _held(
-    db: sqlite3.Connection, dataset: str, *, besides: str = "", committed_only: bool = False
-) -> list[Spending]:
+def _held(db: sqlite3.Connection, dataset: str, *, besides: str = "", committed_only: bool = False) -> list[Spending]:
     rows = db.execute(
         "SELECT sigma, q, sum(iif(state = 'open' AND NOT ?, steps_reserved, steps_committed)) FROM spendings"
         " WHERE dataset = ? AND run != ? GROUP BY sigma, q ORDER BY sigma, q",
@@ -252,6 +249,4 @@ def _refuse_over(limit: float | None, total: float, dataset: str, delta: float) 
 
 
 def _up(eps: float) -> str:
-    return (
-        str(Decimal(repr(eps)).quantize(Decimal("0.01"), rounding=ROUND_CEILING)) if eps < 1e9 else f"{eps:g}"
-    )
+    return str(Decimal(repr(eps)).quantize(Decimal("0.01"), rounding=ROUND_CEILING)) if eps < 1e9 else f"{eps:g}"

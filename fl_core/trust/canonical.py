@@ -17,9 +17,7 @@ MAX_INT = 2**53 - 1
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
 
-_dump = json.JSONEncoder(
-    sort_keys=True, separators=(",", ":"), ensure_ascii=False, check_circular=False
-).encode
+_dump = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, check_circular=False).encode
 
 
 def encode(value: Any) -> bytes:

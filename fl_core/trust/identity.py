@@ -156,11 +156,13 @@ class Identity:
         return cls(name, signing_key=signing_key, sealing_key=sealing_key)
 
     def _encode(self) -> bytes:
-        return canonical.encode({
-            "name": self.name,
-            "ed25519": self._signing_key.private_bytes_raw().hex(),
-            "x25519": self.sealing_key.private_bytes_raw().hex(),
-        })
+        return canonical.encode(
+            {
+                "name": self.name,
+                "ed25519": self._signing_key.private_bytes_raw().hex(),
+                "x25519": self.sealing_key.private_bytes_raw().hex(),
+            }
+        )
 
     def sign(self, data: bytes) -> bytes:
         """Return the Ed25519 signature (64 bytes) over `data`, which starts with its purpose's own prefix."""
@@ -200,9 +202,7 @@ class CardBook:
             if known is None:
                 self._write({**cards, card.name: card})
             elif known != card:
-                raise WrongKey(
-                    f"{card.name}: shows card {card.fingerprint[:16]}…, pinned is {known.fingerprint[:16]}…"
-                )
+                raise WrongKey(f"{card.name}: shows card {card.fingerprint[:16]}…, pinned is {known.fingerprint[:16]}…")
         return card
 
     def get(self, name: str) -> Card | None:

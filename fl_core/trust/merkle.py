@@ -152,9 +152,7 @@ def verify_consistency(
         raise ForkDetected(f"size {new_size} does not continue the remembered root of size {old_size}")
 
 
-def _fold_consistency(
-    old_size: int, old_root: bytes, new_size: int, path: list[bytes]
-) -> tuple[bytes, bytes]:
+def _fold_consistency(old_size: int, old_root: bytes, new_size: int, path: list[bytes]) -> tuple[bytes, bytes]:
     """Recompute both roots from the proof, in the notation of the RFC: fn, sn, fr, sr."""
     if old_size & (old_size - 1) == 0:
         path.insert(0, old_root)

@@ -125,9 +125,7 @@ class Witness:
             db.execute("INSERT OR REPLACE INTO heads VALUES (?, ?, ?, ?)", row)
         return cosign(self._identity, note)
 
-    def _check_mine(
-        self, db: sqlite3.Connection, head: Checkpoint, mine: OwnLeaf | None, run: str | None
-    ) -> None:
+    def _check_mine(self, db: sqlite3.Connection, head: Checkpoint, mine: OwnLeaf | None, run: str | None) -> None:
         if mine is None:
             if run is not None and _statement(db, head.origin, run) is not None:
                 raise LedgerBroken(f"{head.origin}: my last statement in run {run} is not shown")
@@ -139,9 +137,7 @@ class Witness:
             raise LedgerBroken(f"{head.origin}: entry {mine.seq} is not my last statement in run {entry.run}")
         if entry.seq != mine.seq:
             raise LedgerBroken(f"{head.origin}: my entry {entry.seq} is shown at {mine.seq}")
-        merkle.verify_inclusion(
-            leaf=entry.leaf_hash, index=mine.seq, size=head.size, root=head.root, proof=mine.proof
-        )
+        merkle.verify_inclusion(leaf=entry.leaf_hash, index=mine.seq, size=head.size, root=head.root, proof=mine.proof)
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -154,9 +150,7 @@ class Witness:
             yield db
 
 
-def _check_continues(
-    known: Checkpoint | None, head: Checkpoint, proof: Sequence[bytes], start: int | None
-) -> None:
+def _check_continues(known: Checkpoint | None, head: Checkpoint, proof: Sequence[bytes], start: int | None) -> None:
     """Raise unless `head` is the remembered head or continues it."""
     if head.size == 0:
         raise LedgerBroken(f"{head.origin}: a checkpoint over no entries")
@@ -173,9 +167,7 @@ def _check_continues(
         raise StaleProof(known.size)
 
 
-def _check_prefix(
-    older: Checkpoint, newer: Checkpoint, proof: Sequence[bytes], unfit: StaleProof | None
-) -> None:
+def _check_prefix(older: Checkpoint, newer: Checkpoint, proof: Sequence[bytes], unfit: StaleProof | None) -> None:
     """Raise ForkDetected unless `newer` continues `older`; `unfit`, if given, if the proof shows neither."""
     try:
         merkle.verify_consistency(

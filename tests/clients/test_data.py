@@ -59,9 +59,7 @@ def test_an_official_test_set_is_dealt_to_the_parties(tmp_path, monkeypatch):
     every = parts(experiment(**{"dataset.name": "mnist10k"}))
     assert sum(len(d.y_train) for d in every) == 20 and sum(len(d.y_test) for d in every) == 10
     tested = np.concatenate([d.x_test for d in every])
-    assert sorted(map(bytes, tested)) == sorted(
-        map(bytes, pictures[20:, None].astype(np.float32) / np.float32(255))
-    )
+    assert sorted(map(bytes, tested)) == sorted(map(bytes, pictures[20:, None].astype(np.float32) / np.float32(255)))
     assert every[0].input_shape == (1, 28, 28) == every[0].image_shape
 
 
@@ -147,9 +145,7 @@ def test_a_commitment_binds_to_every_value_and_needs_the_key(tmp_path):
         dataclasses.replace(data, y_train=y),
         dataclasses.replace(data, classes=("0", "2")),
         dataclasses.replace(data, feature_names=("height",)),
-        dataclasses.replace(
-            data, x_train=data.x_test, x_test=data.x_train, y_train=data.y_test, y_test=data.y_train
-        ),
+        dataclasses.replace(data, x_train=data.x_test, x_test=data.x_train, y_train=data.y_test, y_test=data.y_train),
     ]
     assert len({base, data.commitment(b"other"), *(d.commitment(b"key") for d in changed)}) == 7
     content = b"".join(len(b).to_bytes(8, "big") + b for b in data._content())

@@ -104,9 +104,7 @@ def test_a_misspelt_column_is_met_with_the_near_ones(tmp_path):
 
 def test_an_unknown_or_missing_file_is_refused(tmp_path):
     (tmp_path / "data.xlsx").write_bytes(b"PK")
-    refused(
-        tmp_path / "data.xlsx", r"unknown kind of file '\.xlsx'; allowed: \.csv, \.csv\.gz, \.parquet, \.npz"
-    )
+    refused(tmp_path / "data.xlsx", r"unknown kind of file '\.xlsx'; allowed: \.csv, \.csv\.gz, \.parquet, \.npz")
     refused(tmp_path / "data.csv", "no such file")
 
 
@@ -154,14 +152,10 @@ def test_bad_parquet_columns_are_named(tmp_path):
 
     day = datetime.date(2026, 1, 2)
     refused(frame(tmp_path, id=[1, 2], x=[1.0, None], y=[1, 1]), r"column 'x': no value: nothing in row 2")
-    refused(
-        frame(tmp_path, id=[1], x=[day], y=[1]), r"column 'x': holds date32\[day\]; allowed: finite numbers"
-    )
+    refused(frame(tmp_path, id=[1], x=[day], y=[1]), r"column 'x': holds date32\[day\]; allowed: finite numbers")
     refused(frame(tmp_path, id=[1], x=["red"], y=[1]), r"column 'x': not a number: 'red' in row 1")
     refused(frame(tmp_path, id=[1], x=[[1.0]], y=[1]), r"column 'x': holds list")
-    refused(
-        frame(tmp_path, id=[1, 1], x=[1.0, 2.0], y=[1.0, float("nan")]), r"column 'y': no label: nan in row 2"
-    )
+    refused(frame(tmp_path, id=[1, 1], x=[1.0, 2.0], y=[1.0, float("nan")]), r"column 'y': no label: nan in row 2")
     refused(frame(tmp_path, id=[1], x=pa.array([None], pa.null()), y=[1]), r"column 'x': no value")
     refused(
         frame(tmp_path, id=pa.array([], pa.int64()), x=pa.array([], pa.int64()), y=pa.array([], pa.int64())),
@@ -183,11 +177,7 @@ def npz(tmp_path, **arrays):
 
 def test_npz_of_features_pictures_and_columns(tmp_path):
     table = read(npz(tmp_path, x=np.ones((3, 2)), y=np.array([0, 1, 1])), ids=())
-    assert (
-        table.x.shape == (3, 2)
-        and table.feature_names == ("x0", "x1")
-        and table.labels.tolist() == ["0", "1", "1"]
-    )
+    assert table.x.shape == (3, 2) and table.feature_names == ("x0", "x1") and table.labels.tolist() == ["0", "1", "1"]
     pictures = np.full((2, 4, 4), 255, dtype=np.uint8)
     table = read(npz(tmp_path, x=pictures, y=np.array(["cat", "dog"]), id=np.array([b"u", b"v"])))
     assert table.x.shape == (2, 1, 4, 4) and (table.x == 1.0).all() and table.ids.tolist() == ["u", "v"]

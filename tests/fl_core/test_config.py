@@ -85,7 +85,9 @@ def test_overrides_win(text, value):
 
 
 def test_an_override_may_be_a_bare_word_a_list_or_name_a_party():
-    read = load_job(job(party=[{"name": n} for n in "abcd"]), ["model.name=cnn", "model.hidden=[8, 9]", "party.0.max_epsilon=2"])
+    read = load_job(
+        job(party=[{"name": n} for n in "abcd"]), ["model.name=cnn", "model.hidden=[8, 9]", "party.0.max_epsilon=2"]
+    )
     assert (read.model.name, read.model.hidden, read.parties[0].max_epsilon) == ("cnn", (8, 9), 2.0)
 
 
@@ -113,7 +115,9 @@ def test_the_public_view_tells_no_path_column_or_limit(tmp_path):
 )
 def test_public_view_round_trips_and_names_the_job(rounds, rate, delta, classes):
     read = load_job(
-        job(train={"rounds": rounds, "learning_rate": rate}, privacy={"target_delta": delta}, model={"classes": classes})
+        job(
+            train={"rounds": rounds, "learning_rate": rate}, privacy={"target_delta": delta}, model={"classes": classes}
+        )
     )
     back = job_from_public(json.loads(json.dumps(read.public())))
     assert isinstance(back, Job)

@@ -300,9 +300,7 @@ def _kept(since: str | None) -> Note | None:
     return note
 
 
-def _first_bad(
-    ledger: _Ledger, records: Iterator[Record], progress: Callable[[int], None] | None
-) -> Broken | None:
+def _first_bad(ledger: _Ledger, records: Iterator[Record], progress: Callable[[int], None] | None) -> Broken | None:
     """Run through all records and return the failure at the earliest entry, if there is one."""
     try:
         for record in records:

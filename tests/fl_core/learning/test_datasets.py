@@ -37,9 +37,7 @@ def this_module_can_be_imported(monkeypatch):
     monkeypatch.setitem(sys.modules, __name__, sys.modules[two_arrays.__module__])
 
 
-@pytest.mark.parametrize(
-    ("name", "bunch"), [("digits", "load_digits"), ("breast_cancer", "load_breast_cancer")]
-)
+@pytest.mark.parametrize(("name", "bunch"), [("digits", "load_digits"), ("breast_cancer", "load_breast_cancer")])
 def test_bundled_files_read_as_scikit_learn_reads_them(name, bunch):
     import sklearn.datasets
 

@@ -52,9 +52,7 @@ def federated_accuracy(name, spec, train, *, parties, partition="iid", seed=0, p
     return sum(r.correct for r in results) / sum(r.num_examples for r in results)
 
 
-needs_mnist = pytest.mark.skipif(
-    not (datasets.folder() / "mnist10k.npz").is_file(), reason="mnist10k.npz is not here"
-)
+needs_mnist = pytest.mark.skipif(not (datasets.folder() / "mnist10k.npz").is_file(), reason="mnist10k.npz is not here")
 
 
 @pytest.mark.slow
@@ -62,8 +60,7 @@ def test_digits_dirichlet_reach_95_percent_on_average():
     """Of the seeds 0 to 19, taken whole: one seed's partition and 359 test rows alone move it by ±.014."""
     train = Train(rounds=20, learning_rate=0.1, momentum=0.9)
     reached = [
-        federated_accuracy("digits", Model(), train, parties=4, partition="dirichlet", seed=seed)
-        for seed in range(20)
+        federated_accuracy("digits", Model(), train, parties=4, partition="dirichlet", seed=seed) for seed in range(20)
     ]
     assert np.mean(reached) >= 0.95 and min(reached) >= 0.92
 
@@ -82,9 +79,7 @@ def test_dp_sgd_on_digits_at_epsilon_8_reaches_88_percent(local_epochs, least):
     train = Train(rounds=5, local_epochs=local_epochs, batch_size=128, learning_rate=2.0)
     privacy = Privacy(mechanism="dp-sgd", target_epsilon=8.0)
     spec = Model(activation="tanh")
-    reached = [
-        federated_accuracy("digits", spec, train, parties=4, seed=seed, privacy=privacy) for seed in range(4)
-    ]
+    reached = [federated_accuracy("digits", spec, train, parties=4, seed=seed, privacy=privacy) for seed in range(4)]
     assert np.mean(reached) >= least
 
 

@@ -43,9 +43,7 @@ def takes_nothing():
 
 
 def build(name="mlp", *, seed=0, shape=(64,), image=(1, 8, 8), classes=3, **more):
-    return models.build_model(
-        Model(name, **more), input_shape=shape, image_shape=image, num_classes=classes, seed=seed
-    )
+    return models.build_model(Model(name, **more), input_shape=shape, image_shape=image, num_classes=classes, seed=seed)
 
 
 @pytest.fixture(autouse=True)

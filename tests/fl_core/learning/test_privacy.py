@@ -69,9 +69,7 @@ def test_nothing_spent_is_zero_and_no_noise_is_infinite():
     assert epsilon([Spend(0.0, 0.5, 1)], 1e-5) == math.inf == epsilon([Spend(0.0, 1.0, 1)], 1e-5)
 
 
-@pytest.mark.parametrize(
-    "spend", [Spend(-1.0, 0.5, 1), Spend(1.0, 0.0, 1), Spend(1.0, 1.1, 1), Spend(1.0, 0.5, -1)]
-)
+@pytest.mark.parametrize("spend", [Spend(-1.0, 0.5, 1), Spend(1.0, 0.0, 1), Spend(1.0, 1.1, 1), Spend(1.0, 0.5, -1)])
 def test_a_spending_that_would_lower_epsilon_is_refused(spend):
     with pytest.raises(ValueError, match="not a spending"):
         epsilon([spend], 1e-5)

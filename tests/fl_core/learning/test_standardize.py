@@ -50,11 +50,7 @@ def test_64_parties_stay_within_the_ciphertexts_headroom():
     assert np.abs(limbs).max() <= standardize.LIMB_BOUND and (limbs == np.rint(limbs)).all()
     assert np.abs(limbs * standardize.MAX_PARTIES).max() < 2**13
     count, mean, std = standardize.from_limbs(limbs * standardize.MAX_PARTIES, 3)
-    assert (
-        count == 3200
-        and mean == pytest.approx([np.float32(-98765.4)] * 3, rel=1e-15)
-        and std.tolist() == [1, 1, 1]
-    )
+    assert count == 3200 and mean == pytest.approx([np.float32(-98765.4)] * 3, rel=1e-15) and std.tolist() == [1, 1, 1]
 
 
 def test_a_feature_too_large_is_refused_by_its_number():

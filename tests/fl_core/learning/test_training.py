@@ -18,9 +18,7 @@ Y = (X[:, 0] > 0).astype(np.int64)
 
 
 def model(name="mlp", seed=0):
-    return models.build_model(
-        Model(name, hidden=(5,)), input_shape=(6,), image_shape=None, num_classes=2, seed=seed
-    )
+    return models.build_model(Model(name, hidden=(5,)), input_shape=(6,), image_shape=None, num_classes=2, seed=seed)
 
 
 def run(train, *, seed=1, net=None, start=None, x=X, y=Y):
@@ -169,6 +167,4 @@ def test_the_noise_on_an_update_has_the_stated_deviation():
 def test_an_update_that_is_not_finite_is_not_clipped_into_shape():
     for bad in (np.nan, np.inf):
         with pytest.raises(TrainingDiverged):
-            training.client_dp(
-                np.array([bad, 0.0]), clipping_norm=1.0, noise_multiplier=1.0, noise=SeededStream(b"")
-            )
+            training.client_dp(np.array([bad, 0.0]), clipping_norm=1.0, noise_multiplier=1.0, noise=SeededStream(b""))

@@ -42,9 +42,7 @@ def budget(tmp_path):
 def test_jobs_add_up_until_the_limit(budget):
     assert reserve(budget, "a", 4) == 4.0
     assert reserve(budget, "b", 6) == 10.0
-    with pytest.raises(
-        BudgetExceeded, match=r"'d': with this job epsilon would be 10\.01 .* 1e-05; .* limit is 10$"
-    ):
+    with pytest.raises(BudgetExceeded, match=r"'d': with this job epsilon would be 10\.01 .* 1e-05; .* limit is 10$"):
         reserve(budget, "c", 1, sigma=10.0001)
     assert reserved(budget) == 10.0 and spent(budget) == 0.0
 
@@ -228,9 +226,7 @@ def test_killed_at_any_moment_a_commit_is_there_or_not(tmp_path):
         " epsilon=lambda s, d: 0.0)\n"
         "for r in range(10**6):\n    b.commit('a', 'd', r, 1); print(r, flush=True)\n"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path / "b.db")], stdout=subprocess.PIPE
-    ) as process:
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "b.db")], stdout=subprocess.PIPE) as process:
         process.stdout.readline()
         time.sleep(0.2)
         os.kill(process.pid, signal.SIGKILL)
@@ -266,11 +262,7 @@ class Owner(RuleBasedStateMachine):
         self.plans, self.done, self.open = {}, {}, set()
 
     def held(self, besides=None):
-        return sum(
-            self.plans[r] if r in self.open else sum(self.done[r].values())
-            for r in self.plans
-            if r != besides
-        )
+        return sum(self.plans[r] if r in self.open else sum(self.done[r].values()) for r in self.plans if r != besides)
 
     @rule(run=st.sampled_from("abcd"), steps=st.integers(1, 6))
     def reserve(self, run, steps):
