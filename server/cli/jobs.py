@@ -41,7 +41,7 @@ def run(
         Path | None, typer.Option("--out", help="Folder of the outputs (default runs/<name>-<time>).")
     ] = None,
     home: HomeOption = None,
-    runtime: Annotated[str | None, typer.Option("--runtime", help="local")] = None,
+    runtime: Annotated[str | None, typer.Option("--runtime", help="local or simulation (Flower's, on Ray).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the last unfinished run of this job.")] = False,
     as_json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,

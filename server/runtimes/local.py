@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
@@ -24,14 +24,11 @@ from typing import Any, NoReturn
 from flwr.app import Error, Message, RecordDict
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
-from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from server.runtimes.base import POLL, WORKER_DIED, WORKER_SILENT, FederationGrid
 from server.runtimes.worker import NODE, Node, serve
-
-POLL = 0.05
-WORKER_DIED, WORKER_SILENT = 8, 9
 
 
 def warm_up() -> None:
@@ -106,7 +103,7 @@ class _Worker:
             self.process = None
 
 
-class LocalGrid(Grid):
+class LocalGrid(FederationGrid):
     """Flower's Grid within one process tree.
 
     Parameters
@@ -119,7 +116,8 @@ class LocalGrid(Grid):
 
     def __init__(self, nodes: list[Node], *, workers: int, run_id: int, log: Path) -> None:
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, 1, 1
-        self.notices: dict[str, str] = {}
+        self.notices = {}
+        self.nodes = {n.party: n.node_id for n in nodes}
         self._names = {n.node_id: n.party for n in nodes}
         count = max(1, min(workers, len(nodes)))
         self._workers = [_Worker(nodes[i::count], run_id, log) for i in range(count)]
@@ -127,6 +125,12 @@ class LocalGrid(Grid):
         self._sent = 0
         for worker in self._workers:
             worker.start()
+
+    @classmethod
+    def open(cls, configs: Mapping[str, Mapping[str, str]], *, run_id: int, log: Path) -> LocalGrid:
+        """A node a party, 1 being the coordinator's number, and the default number of workers."""
+        nodes = [Node(i, party, dict(config)) for i, (party, config) in enumerate(configs.items(), start=2)]
+        return cls(nodes, workers=default_workers(len(nodes)), run_id=run_id, log=log)
 
     @property
     def pids(self) -> dict[str, int]:
