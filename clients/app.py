@@ -27,6 +27,11 @@ def last_failure() -> str:
     return _last_failure
 
 
+def forget() -> None:
+    """Keep no party in memory: whoever answers for it next, here or in another process, reads its folder."""
+    _participants.clear()
+
+
 def _participant(context: Context) -> Participant:
     config = {name: str(value) for name, value in context.node_config.items()}
     key = (config["home"], config["run"])

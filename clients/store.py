@@ -162,7 +162,7 @@ def _logger(path: Path, name: str) -> logging.Logger:
             log.removeHandler(handler)
             handler.close()
     if not log.handlers:
-        handler = logging.FileHandler(target)
+        handler = logging.FileHandler(target, delay=True)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)
     return log

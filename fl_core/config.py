@@ -23,7 +23,7 @@ from fl_core.schema import plain, read, setting
 KINDS = ("horizontal",)
 MODELS = ("logistic", "mlp", "cnn")
 DATASETS = ("digits", "breast_cancer", "mnist10k", "pneumoniamnist")
-RUNTIMES = ("local",)
+RUNTIMES = ("local", "simulation")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 
 

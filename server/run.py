@@ -34,6 +34,7 @@ from fl_core.records import RoundRecord  # noqa: E402
 from fl_core.trust.entry import Statement  # noqa: E402
 from fl_core.trust.identity import CardBook, Identity  # noqa: E402
 from fl_core.trust.ledger import Ledger  # noqa: E402
+from server import runtimes  # noqa: E402
 from server.app import activated, app, outcome  # noqa: E402
 from server.recorders.fanout import Fanout  # noqa: E402
 from server.recorders.ledger import LedgerRecorder  # noqa: E402
@@ -41,9 +42,7 @@ from server.recorders.mlflow import MlflowRecorder, deliver_leftovers  # noqa: E
 from server.recorders.spool import without_password  # noqa: E402
 from server.registry import RunFolder, RunInfo, find_unfinished, new_run_id  # noqa: E402
 from server.report import write_report  # noqa: E402
-from server.runtimes.local import LocalGrid, default_workers  # noqa: E402
-from server.runtimes.warm import warm_up  # noqa: E402
-from server.runtimes.worker import Node  # noqa: E402
+from server.runtimes.base import FederationGrid  # noqa: E402
 from strategies.coordination import Coordination, Event, Stopped  # noqa: E402
 
 EXPERIMENT = "fedseal"
@@ -80,6 +79,7 @@ def run_job(
     """
     started = time.time()
     read = load_job(job, overrides)
+    runtimes.require(read.runtime)
     place = Home.open(home)
     if resume:
         folder, info = find_unfinished(place, read.digest())
@@ -128,7 +128,7 @@ class _Running:
     ) -> None:
         self.job, self.home, self.folder, self.info, self.resume = job, home, folder, info, resume
         self.on_event = on_event
-        self.grid: LocalGrid | None = None
+        self.grid: FederationGrid | None = None
         self.failures: dict[str, str] = {}
 
     def run(self, started: float) -> dict[str, Any]:
@@ -139,15 +139,14 @@ class _Running:
         with ExitStack() as stack:
             mlflow = self._mlflow()
             deliver_leftovers(self.home.runs)
-            warm_up()
+            runtimes.warm_up(self.job.runtime)
             try:
                 identity = Identity.load_or_create(self.home.coordinator, COORDINATOR)
                 ledger = stack.enter_context(Ledger.open(self.home.ledger, identity))
                 self._open_run(ledger, identity)
                 for entry in ledger.entries(run=self.info.run, kind="round"):  # what a crash kept from MLflow
                     mlflow.record(RoundRecord.from_body(self.info.run, entry.body))
-                co = self._coordination(ledger, identity, mlflow)
-                result = self._serve(co)
+                result = self._serve(ledger, identity, mlflow)
             except BaseException as error:
                 self._failed(error, mlflow)
                 raise
@@ -178,9 +177,9 @@ class _Running:
             kind, body = "resume", {"job": self.info.job}
         ledger.append([Statement.make(identity, log=ledger.log, kind=kind, run=self.info.run, body=body)])
 
-    def _coordination(self, ledger: Ledger, identity: Identity, mlflow: MlflowRecorder) -> Coordination:
-        names = [p.name for p in self.job.parties] + list(self.job.train.receivers)
-        nodes = {name: i + 2 for i, name in enumerate(names)}  # 1 is the coordinator
+    def _coordination(
+        self, nodes: dict[str, int], ledger: Ledger, identity: Identity, mlflow: MlflowRecorder
+    ) -> Coordination:
         return Coordination(
             job=self.job,
             run=self.info.run,
@@ -208,20 +207,19 @@ class _Running:
         self.folder.write_log(f"{event.kind} round {event.round} {json.dumps(event.facts, default=str)}")
         self.on_event(event)
 
-    def _serve(self, co: Coordination) -> Any:
+    def _serve(self, ledger: Ledger, identity: Identity, mlflow: MlflowRecorder) -> Any:
         for place in (str(self.job.base), os.getcwd()):  # where "module:function" names of a job file live
             if place not in sys.path:
                 sys.path.append(place)
-        flower_run = int(self.info.run, 16) or 1
-        nodes = [Node(co.nodes[name], name, self._node_config(name)) for name in co.nodes]
-        self.grid = LocalGrid(nodes, workers=default_workers(len(nodes)), run_id=flower_run, log=self.folder.log)
-        context = Context(run_id=flower_run, node_id=1, node_config={}, state=RecordDict(), run_config={"run": co.run})
-        try:
+        names = [p.name for p in self.job.parties] + list(self.job.train.receivers)
+        configs = {name: self._node_config(name) for name in names}
+        number = int(self.info.run, 16) or 1
+        context = Context(number, 1, node_config={}, state=RecordDict(), run_config={"run": self.info.run})
+        with runtimes.open_grid(self.job.runtime, configs, run_id=number, log=self.folder.log) as self.grid:
+            co = self._coordination(self.grid.nodes, ledger, identity, mlflow)
             with activated(co), _stop_on_signals(self.folder):
                 app(self.grid, context)
-        finally:
-            self.grid.close()
-        return outcome(co.run)
+        return outcome(self.info.run)
 
     def _node_config(self, name: str) -> dict[str, str]:
         """What a node's own configuration holds in a deployment: its folders and its part of the job file."""

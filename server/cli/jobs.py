@@ -41,7 +41,7 @@ def run(
         Path | None, typer.Option("--out", help="Folder of the outputs (default runs/<name>-<time>).")
     ] = None,
     home: HomeOption = None,
-    runtime: Annotated[str | None, typer.Option("--runtime", help="local")] = None,
+    runtime: Annotated[str | None, typer.Option("--runtime", help="local or simulation (Flower's, on Ray).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the last unfinished run of this job.")] = False,
     as_json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
@@ -70,11 +70,12 @@ def run(
 def _run(job: Path, changes: list[str], **options: Any) -> dict[str, Any]:
     """`run_job`, with Ctrl-C before the first round as the error that it is later."""
     from fl_core.config import load_job
-    from server.runtimes.warm import warm_up
+    from server import runtimes
 
-    load_job(job, changes)  # a bad job file starts nothing
+    runtime = load_job(job, changes).runtime  # a bad job file starts nothing
+    runtimes.require(runtime)
     try:
-        warm_up()
+        runtimes.warm_up(runtime)
         from server.run import run_job
 
         return run_job(job, changes, **options)

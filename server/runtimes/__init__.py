@@ -1,1 +1,48 @@
-"""Where a job runs: one module a runtime."""
+"""Where a job runs: one module a runtime, each of which offers a `FederationGrid`."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fl_core.errors import UsageError
+
+if TYPE_CHECKING:
+    from server.runtimes.base import FederationGrid
+
+
+def require(runtime: str) -> None:
+    """Refuse (`UsageError`) a runtime whose extra is not installed."""
+    if runtime == "simulation" and importlib.util.find_spec("ray") is None:
+        raise UsageError("runtime 'simulation' needs the extra: pip install 'fedseal[simulation]'")
+
+
+def warm_up(runtime: str) -> None:
+    """Start what takes long, without waiting for it."""
+    if runtime == "local":
+        from server.runtimes import warm
+
+        warm.warm_up()
+
+
+@contextmanager
+def open_grid(
+    runtime: str, configs: Mapping[str, Mapping[str, str]], *, run_id: int, log: Path
+) -> Iterator[FederationGrid]:
+    """Run the ClientApp for each party for as long as the context lasts.
+
+    Parameters
+    ----------
+    configs : each party's Flower node configuration.
+    run_id : Flower's number of the run, below 2^63.
+    log : file that takes what the parties' processes print.
+    """
+    if runtime == "simulation":
+        from server.runtimes.simulation import SimulationGrid as kind
+    else:
+        from server.runtimes.local import LocalGrid as kind  # type: ignore[assignment]
+    with closing(kind.open(configs, run_id=run_id, log=log)) as grid:
+        yield grid

@@ -14,24 +14,21 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import NoReturn
 
 from flwr.app import Error, Message, RecordDict
-from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fl_core.errors import JobFailed
+from server.runtimes.base import POLL, WORKER_DIED, WORKER_SILENT, FederationGrid
 from server.runtimes.warm import on_its_own
 from server.runtimes.wire import from_bytes, to_bytes
 from server.runtimes.worker import NODE, Node, serve
-
-POLL = 0.05
-WORKER_DIED, WORKER_SILENT = 8, 9
 
 
 class _Worker:
@@ -107,7 +104,7 @@ class _Worker:
 Answers = queue.SimpleQueue[tuple[_Worker, Message, bytes, str]]
 
 
-class LocalGrid(Grid):
+class LocalGrid(FederationGrid):
     """Flower's Grid within one process tree.
 
     Parameters
@@ -120,7 +117,8 @@ class LocalGrid(Grid):
 
     def __init__(self, nodes: list[Node], *, workers: int, run_id: int, log: Path) -> None:
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, 1, 1
-        self.notices: dict[str, str] = {}
+        self.notices = {}
+        self.nodes = {n.party: n.node_id for n in nodes}
         self._names = {n.node_id: n.party for n in nodes}
         count = max(1, min(workers, len(nodes)))
         self._answers: Answers = queue.SimpleQueue()
@@ -129,6 +127,12 @@ class LocalGrid(Grid):
         self._sent = 0
         for worker in self._workers:
             worker.start()
+
+    @classmethod
+    def open(cls, configs: Mapping[str, Mapping[str, str]], *, run_id: int, log: Path) -> LocalGrid:
+        """A node a party, 1 being the coordinator's number, and the default number of workers."""
+        nodes = [Node(i, party, dict(config)) for i, (party, config) in enumerate(configs.items(), start=2)]
+        return cls(nodes, workers=default_workers(len(nodes)), run_id=run_id, log=log)
 
     @property
     def pids(self) -> dict[str, int]:

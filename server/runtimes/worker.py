@@ -28,7 +28,7 @@ class Node:
 def serve(conn: Connection, nodes: list[Node], run_id: int, log: str) -> None:
     """Answer messages until the other end closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run's process decides when to end
-    _log_to(log)
+    log_to(log)
     from flwr.app import Context, RecordDict
     from flwr.common.serde import context_from_proto, context_to_proto
     from flwr.proto.message_pb2 import Context as ProtoContext
@@ -62,7 +62,8 @@ def serve(conn: Connection, nodes: list[Node], run_id: int, log: str) -> None:
             return
 
 
-def _log_to(path: str) -> None:
+def log_to(path: str) -> None:
+    """Send what this process prints to the end of a file."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     sys.stdout.flush()
     os.dup2(fd, 1)

@@ -1,0 +1,252 @@
+"""The simulation runtime: Flower's simulation engine over a pool of Ray actors, on this machine or on a Ray cluster.
+
+Flower's engine holds the messages, hands each to a free actor and takes the reply; the ServerApp runs in this process,
+as in the other runtimes.  The pool is ours: Flower's returns a dead actor to the pool, where it fails every later
+message at once, and waits without end for a silent one.  One message a party is in hand at a time.
+
+Ray is started for the run and ended with it, its folder removed; `RAY_ADDRESS` names a running cluster instead.  All
+private names of Flower's engine are imported here only.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import ray
+from flwr.app import Context, Error, Message
+from flwr.clientapp import ClientApp
+from flwr.common.constant import HEARTBEAT_INTERVAL_INF, NOOP_ACCOUNT_NAME, NOOP_FLWR_AID
+from flwr.compat.client.run_info_store import DeprecatedRunInfoStore
+from flwr.proto.task_pb2 import Task
+from flwr.server.superlink.fleet.vce.backend import Backend
+from flwr.server.superlink.fleet.vce.metrics import VceMetrics
+from flwr.server.superlink.fleet.vce.vce_api import run_api
+from flwr.server.superlink.linkstate import InMemoryLinkState, LinkState, LinkStateFactory
+from flwr.server.superlink.linkstate.in_memory_linkstate import RunRecord
+from flwr.simulation.ray_transport.ray_actor import ClientAppActor, pool_size_from_resources
+from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NOOP_FEDERATION_ID
+from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.federation import NoOpFederationManager
+from flwr.superlink.grid import InMemoryGrid
+
+from fl_core.errors import JobFailed
+from server.runtimes.actor import NOTICE, Place
+from server.runtimes.base import POLL, WORKER_DIED, WORKER_SILENT, FederationGrid
+
+RESOURCES: dict[str, int | float] = {"num_cpus": 1}  # of an actor: as many work at a time as there are cores
+OBJECT_STORE_BYTES = 512 << 20
+DEATH_SECONDS = 10.0
+
+
+class RayPool(Backend):
+    """Actors that take messages; a dead or silent one is replaced.
+
+    Parameters
+    ----------
+    parties : the party of each node id.
+    notices : takes the parties' accounts of their failures.
+    """
+
+    def __init__(self, parties: Mapping[int, str], notices: dict[str, str]) -> None:
+        self._parties, self._notices = parties, notices
+        self._turns = {node: threading.Lock() for node in parties}
+        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._actors: set[Any] = set()
+        self._closing = False
+        self._app_fn: Callable[[], ClientApp] | None = None
+        self._ray = _Ray()
+
+    def build(self, app_fn: Callable[[], ClientApp]) -> None:
+        """Start the actors."""
+        self._app_fn = app_fn
+        for _ in range(min(len(self._parties), pool_size_from_resources(RESOURCES))):
+            self._idle.put(self._start())
+
+    @property
+    def num_workers(self) -> int:
+        """Messages that are worked on at a time."""
+        return len(self._actors)
+
+    def is_worker_idle(self) -> bool:
+        """Whether an actor is free."""
+        return not self._idle.empty()
+
+    def process_message(self, message: Message, context: Context) -> tuple[Message, Context]:
+        """The party's reply, or a Flower error."""
+        node = message.metadata.dst_node_id
+        with self._turns[node]:
+            left = message.metadata.created_at + message.metadata.ttl - time.time()
+            if left <= 0 or self._closing:
+                return _error(WORKER_SILENT, "no answer in time", message), context
+            actor = self._idle.get()
+            future = actor.run.remote(self._app_fn, message, self._parties[node], context)
+            try:
+                _, reply, context = ray.get(future, timeout=left)
+            except ray.exceptions.GetTimeoutError:
+                self._replace(actor, future)
+                return _error(WORKER_SILENT, "no answer in time; the actor was ended", message), context
+            except ray.exceptions.RayError:
+                self._replace(actor, future)
+                return _error(WORKER_DIED, "the actor died", message), context
+            self._idle.put(actor)
+        if text := str(context.state.config_records.pop(NOTICE)["text"]):
+            self._notices[self._parties[node]] = text
+        return reply, context
+
+    def _start(self) -> Any:
+        actor = ClientAppActor.options(**RESOURCES).remote()  # type: ignore[attr-defined]
+        self._actors.add(actor)
+        return actor
+
+    def _replace(self, actor: Any, future: Any) -> None:
+        """End an actor for good: its party may be served by another one next."""
+        ray.kill(actor)
+        ray.wait([future], timeout=DEATH_SECONDS)
+        self._actors.discard(actor)
+        self._idle.put(actor if self._closing else self._start())
+
+    def abort(self) -> None:
+        """End the actors with what they have in hand."""
+        self._closing = True
+        for actor in list(self._actors):
+            ray.kill(actor)
+
+    def terminate(self) -> None:
+        """End Ray, as far as it is ours."""
+        self._ray.end()
+
+
+class SimulationGrid(InMemoryGrid, FederationGrid):
+    """Flower's in-memory Grid with Flower's simulation engine in a thread behind it."""
+
+    def __init__(self, configs: Mapping[str, Mapping[str, str]], *, run_id: int, log: Path) -> None:
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, 1, 1
+        states = LinkStateFactory(FLWR_IN_MEMORY_DB_NAME, NoOpFederationManager(), ObjectStoreFactory())
+        super().__init__(states, POLL)
+        run = _register_run(cast(InMemoryLinkState, self.state), run_id)
+        self.set_run(run)
+        self.notices = {}
+        self.nodes = {party: _register_node(self.state) for party in configs}
+        stores = {}
+        for party, node in self.nodes.items():
+            stores[node] = DeprecatedRunInfoStore(node, dict(configs[party]))
+            stores[node].register_context(run_id, run)
+        self._pool = RayPool({node: party for party, node in self.nodes.items()}, self.notices)
+        self._stop, self._failure = threading.Event(), ""
+        self._log = _FlowerLog(log)
+        place = Place(os.getcwd(), tuple(sys.path), str(log))
+        self._engine = threading.Thread(target=self._run_engine, args=(place, states, stores), daemon=True)
+        self._engine.start()
+
+    @classmethod
+    def open(cls, configs: Mapping[str, Mapping[str, str]], *, run_id: int, log: Path) -> SimulationGrid:
+        """Start Ray and the engine."""
+        return cls(configs, run_id=run_id, log=log)
+
+    def _run_engine(self, place: Place, states: LinkStateFactory, stores: dict[int, Any]) -> None:
+        partitions = {node: i for i, node in enumerate(stores)}
+        try:
+            run_api(
+                cast(Callable[[], ClientApp], place), lambda: self._pool, partitions, states, stores, self._stop,
+                VceMetrics(),
+            )  # fmt: skip
+        except Exception as error:  # Flower wraps whatever it was
+            self._failure = str(error.__cause__ or error)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """The replies that are there; waits up to 50 ms when there is none."""
+        replies = super().pull_messages(message_ids)
+        if not replies:
+            if not self._engine.is_alive():
+                raise JobFailed(f"Flower's simulation engine ended: {self._failure or 'no reason given'}")
+            time.sleep(POLL)
+        return replies
+
+    def close(self) -> None:
+        """End the actors, the engine and Ray."""
+        self._stop.set()
+        self._pool.abort()
+        self._engine.join()
+        self._log.close()
+
+
+class _Ray:
+    """A Ray of our own in a folder of its own, or the one that `RAY_ADDRESS` or the caller has."""
+
+    def __init__(self) -> None:
+        self._folder: Path | None = None
+        self._ours = not ray.is_initialized()
+        if not self._ours:
+            return
+        address, before = os.environ.get("RAY_ADDRESS"), signal.getsignal(signal.SIGTERM)
+        options: dict[str, Any] = {"address": address}
+        if not address:
+            self._folder = Path(tempfile.mkdtemp(prefix="fedseal-ray-"))  # short: its sockets' paths are limited
+            options = {
+                "address": "local",
+                "num_cpus": os.cpu_count(),
+                "include_dashboard": False,
+                "object_store_memory": OBJECT_STORE_BYTES,
+                "_temp_dir": str(self._folder),
+            }
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+        except BaseException as error:  # it raises what its parts raise, and takes seconds that Ctrl-C may cut short
+            self.end()
+            if not isinstance(error, Exception):
+                raise
+            raise JobFailed(f"Ray did not start: {error}") from error
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+    def end(self) -> None:
+        if self._ours:
+            ray.shutdown()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class _FlowerLog:
+    """Flower's warnings go to the run's log for as long as it is open."""
+
+    def __init__(self, path: Path) -> None:
+        self._logger = logging.getLogger("flwr")
+        self._handler = logging.FileHandler(path)
+        self._before, self._logger.handlers = self._logger.handlers, [self._handler]
+
+    def close(self) -> None:
+        self._logger.handlers = self._before
+        self._handler.close()
+
+
+def _register_run(state: InMemoryLinkState, run_id: int) -> Run:
+    run = Run.create_empty(run_id=run_id)
+    run.primary_task_id, run.federation_id = 1, NOOP_FEDERATION_ID
+    state.run_ids[run_id] = RunRecord(run=run)
+    state.task_store[1] = Task(task_id=1, run_id=run_id)
+    return run
+
+
+def _register_node(state: LinkState) -> int:
+    """A node that needs no heartbeat; Flower draws its id."""
+    node = state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, secrets.token_bytes(32), HEARTBEAT_INTERVAL_INF)
+    state.acknowledge_node_heartbeat(node, HEARTBEAT_INTERVAL_INF)
+    return node
+
+
+def _error(code: int, reason: str, message: Message) -> Message:
+    return Message(Error(code, reason), reply_to=message)
