@@ -181,7 +181,7 @@ def test_nothing_unfinished_is_not_resumed(story: Story) -> None:
 def test_sigint_during_start_up_is_a_stop_too(fresh: Place) -> None:
     job = fresh.job(rounds=1)
     run = fresh.start("run", job, "--json")
-    wait_until(lambda: any("forkserver" in words for words in fresh.processes().values()), "the fork server")
+    wait_until(lambda: list(fresh.home.glob("coordinator/runs/*/run.json")), "the run to begin")
     run.process.send_signal(signal.SIGINT)
     done = run.end()
     assert "interrupted" in done.fails(1)
