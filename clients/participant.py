@@ -192,8 +192,7 @@ class Participant:
         expected = {p.name: p.key for p in job.parties} | dict.fromkeys(job.train.receivers)
         view = public_digest(state.facts["view"])
         roster.check(run=self.config.run, job=view, expected=expected, me=self.store.identity.card)
-        for peer in roster.cards.values():
-            self.store.cards.pin(peer)
+        self.store.cards.pin_all(roster.cards.values())
         state.facts["roster"] = packet.blobs["roster"].decode()
         self.files.save(state)
         body: dict[str, Any] = {"roster": roster.digest}

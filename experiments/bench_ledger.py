@@ -38,7 +38,8 @@ import json, resource, sys
 from fl_core.trust.verify import verify_ledger
 report = verify_ledger(sys.argv[1])
 used = resource.getrusage(resource.RUSAGE_SELF)
-figures = {"seconds": report.seconds, "cpu": used.ru_utime + used.ru_stime, "mb": used.ru_maxrss / 1024}
+peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM:"))
+figures = {"seconds": report.seconds, "cpu": used.ru_utime + used.ru_stime, "mb": peak / 1024}
 print(json.dumps({"first_bad": report.first_bad, "size": report.size, **figures}))
 """
 

@@ -1,6 +1,7 @@
 """Run a command and watch all that it starts: seconds, CPU seconds, and memory summed over the process tree (Linux).
 
-Memory is PSS: a page shared by k processes counts 1/k in each, so that the sum over a forked tree counts it once.
+Memory is PSS: a page shared by k processes counts 1/k in each, so that the sum over a forked tree counts it once.  Pages
+shared with strangers, other programs on the same libraries, are missing from it: measure on a quiet machine.
 Looking at it costs the watched processes time, so seconds and memory are taken in runs of their own.
 """
 
@@ -151,6 +152,8 @@ class _Watch:
         pids = _descendants(os.getpid())
         parts = {f"{_role(pid)} {pid}": _kilobytes(_PROC / str(pid) / "smaps_rollup", "Pss:") for pid in pids}
         megabytes = {name: kb * 1024 / 1e6 for name, kb in parts.items() if kb}
+        if _descendants(os.getpid()) != pids:
+            return  # a fork between two readings would count its pages twice
         if (total := sum(megabytes.values())) > self.peak:
             self.peak, self.parts = total, megabytes
 

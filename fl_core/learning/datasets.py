@@ -6,6 +6,7 @@ A real party's file is not one of them: see `clients/sources.py`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import os
 import zipfile
@@ -77,6 +78,12 @@ def load(name: str) -> Raw:
     if name not in _REGISTRY:
         allowed = ", ".join(names()) + ' or "package.module:function"'
         raise JobFileError("dataset.name", f"no dataset {name!r}", allowed=allowed)
+    return _registered(name, folder())
+
+
+@functools.lru_cache(maxsize=1)
+def _registered(name: str, place: Path) -> Raw:
+    """The dataset read last stays in memory: a process that serves many parties deals it again for each."""
     return _REGISTRY[name]()
 
 

@@ -11,6 +11,7 @@ The signing key signs texts of several kinds.  Each starts with a prefix of its 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -195,29 +196,36 @@ class CardBook:
         """
         if fingerprint is not None and card.fingerprint != fingerprint:
             raise WrongKey(f"{card.name}: shows card {card.fingerprint[:16]}…, not {fingerprint:.16}…")
+        self.pin_all([card])
+        return card
+
+    def pin_all(self, cards: Iterable[Card]) -> None:
+        """Remember several cards, or check them against the remembered ones, and write once; raises WrongKey."""
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with locked(self._path.with_name(f".{self._path.name}.lock")):
-            cards = self._read()
-            known = cards.get(card.name)
-            if known is None:
-                self._write({**cards, card.name: card})
-            elif known != card:
-                raise WrongKey(f"{card.name}: shows card {card.fingerprint[:16]}…, pinned is {known.fingerprint[:16]}…")
-        return card
+            held = self._read()
+            new = {}
+            for card in cards:
+                fields = card.to_dict()
+                if (known := held.get(card.name, fields)) != fields:
+                    pinned = Card.from_dict(known).fingerprint
+                    raise WrongKey(f"{card.name}: shows card {card.fingerprint[:16]}…, pinned is {pinned[:16]}…")
+                new[card.name] = fields
+            if not new.keys() <= held.keys():
+                write_atomic(self._path, canonical.encode(held | new))
 
     def get(self, name: str) -> Card | None:
         """Return the card pinned for `name`, if any."""
-        return self._read().get(name)
+        fields = self._read().get(name)
+        return None if fields is None else Card.from_dict(fields)
 
-    def _read(self) -> dict[str, Card]:
+    def _read(self) -> dict[str, dict[str, str]]:
+        """Cards as they were written; one is verified when it is used."""
         try:
             data = self._path.read_bytes()
         except FileNotFoundError:
             return {}
-        return {name: Card.from_dict(fields) for name, fields in canonical.decode(data).items()}
-
-    def _write(self, cards: dict[str, Card]) -> None:
-        write_atomic(self._path, canonical.encode({name: card.to_dict() for name, card in cards.items()}))
+        return dict(canonical.decode(data))
 
 
 def _sealing_text(name: str, x25519: str) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from fl_core.errors import BadMessage, WrongKey
@@ -34,9 +35,13 @@ class Roster:
         table = [{"card": card.to_dict(), "join": statement.to_dict()} for card, statement in joins]
         return cls.parse(canonical.encode(table))
 
-    @classmethod
-    def parse(cls, text: bytes) -> Roster:
-        """Read it back; every card and join statement must verify.  Raises `BadMessage` or `BadSignature`."""
+    @staticmethod
+    @lru_cache(maxsize=2)
+    def parse(text: bytes) -> Roster:
+        """Read it back; every card and join statement must verify.  Raises `BadMessage` or `BadSignature`.
+
+        A process that serves many parties of a run verifies their common roster once.
+        """
         table = canonical.decode(text, max_bytes=MAX_BYTES)
         cards: dict[str, Card] = {}
         joins: dict[str, Statement] = {}
@@ -50,7 +55,7 @@ class Roster:
             cards[card.name], joins[card.name] = card, join
         if not cards:
             raise BadMessage("an empty roster")
-        return cls(text, cards, joins, canonical.digest(table))
+        return Roster(text, cards, joins, canonical.digest(table))
 
     def check(self, *, run: str, job: str, expected: Mapping[str, str | None], me: Card) -> None:
         """Hold it against the job: the same run and job, exactly the named parties, pinned keys, and my own card.

@@ -18,14 +18,11 @@ from collections.abc import Iterable, Mapping
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import NoReturn
 
-from flwr.app import Error, Message, RecordDict
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
+from flwr.app import Error, Message
 
 from fl_core.errors import JobFailed
-from server.runtimes.base import POLL, WORKER_DIED, WORKER_SILENT, FederationGrid
+from server.runtimes.base import POLL, WORKER_DIED, WORKER_SILENT, FederationGrid, numbered
 from server.runtimes.warm import on_its_own
 from server.runtimes.wire import from_bytes, to_bytes
 from server.runtimes.worker import NODE, Node, serve
@@ -116,22 +113,19 @@ class LocalGrid(FederationGrid):
     """
 
     def __init__(self, nodes: list[Node], *, workers: int, run_id: int, log: Path) -> None:
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, 1, 1
-        self.notices = {}
-        self.nodes = {n.party: n.node_id for n in nodes}
+        super().__init__({n.party: n.node_id for n in nodes}, run_id=run_id)
         self._names = {n.node_id: n.party for n in nodes}
         count = max(1, min(workers, len(nodes)))
         self._answers: Answers = queue.SimpleQueue()
         self._workers = [_Worker(nodes[i::count], run_id, log, self._answers) for i in range(count)]
         self._home = {n.node_id: worker for worker in self._workers for n in worker.nodes}
-        self._sent = 0
         for worker in self._workers:
             worker.start()
 
     @classmethod
     def open(cls, configs: Mapping[str, Mapping[str, str]], *, run_id: int, log: Path) -> LocalGrid:
-        """A node a party, 1 being the coordinator's number, and the default number of workers."""
-        nodes = [Node(i, party, dict(config)) for i, (party, config) in enumerate(configs.items(), start=2)]
+        """A node a party, and the default number of workers."""
+        nodes = [Node(number, party, dict(configs[party])) for party, number in numbered(configs).items()]
         return cls(nodes, workers=default_workers(len(nodes)), run_id=run_id, log=log)
 
     @property
@@ -139,43 +133,14 @@ class LocalGrid(FederationGrid):
         """Which process serves which party, for those who watch or test."""
         return {n.party: w.process.pid or 0 for w in self._workers if w.process for n in w.nodes}
 
-    @property
-    def run(self) -> Run:
-        """Flower's run description; the local runtime has none."""
-        return self._no_run()
-
-    def set_run(self, run: Run) -> None:
-        """The run is fixed when the grid is made."""
-        self._no_run()
-
-    def _no_run(self) -> NoReturn:
-        raise AttributeError("a local grid serves one run and has no Flower run record")
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """A message of this run."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """All parties' nodes."""
-        return list(self._home)
-
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Queue messages at their workers; returns their ids."""
-        ids = []
-        for message in messages:
-            self._sent += 1
-            message.metadata.__dict__["_message_id"] = f"{self._sent:064x}"
-            self._home[message.metadata.dst_node_id].queue.append(message)
-            ids.append(message.metadata.message_id)
+        ids = super().push_messages(messages)
         self._pump()
         return ids
+
+    def _send(self, message: Message) -> None:
+        self._home[message.metadata.dst_node_id].queue.append(message)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """At most one finished reply among `message_ids`; waits up to 50 ms.  Other replies are dropped."""
@@ -200,17 +165,6 @@ class LocalGrid(FederationGrid):
         if notice:
             self.notices[self._names[message.metadata.dst_node_id]] = notice
         return from_bytes(data)
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Push all, pull until all have answered or `timeout` seconds have passed."""
-        open_ids = set(self.push_messages(messages))
-        end = None if timeout is None else time.monotonic() + timeout
-        replies: list[Message] = []
-        while open_ids and (end is None or time.monotonic() < end):
-            for reply in self.pull_messages(open_ids):
-                open_ids.discard(reply.metadata.reply_to_message_id)
-                replies.append(reply)
-        return replies
 
     def _pump(self) -> None:
         for worker in self._workers:

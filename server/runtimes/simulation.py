@@ -1,8 +1,8 @@
 """The simulation runtime: Flower's simulation engine over a pool of Ray actors, on this machine or on a Ray cluster.
 
-Flower's engine holds the messages, hands each to a free actor and takes the reply; the ServerApp runs in this process,
-as in the other runtimes.  The pool is ours: Flower's returns a dead actor to the pool, where it fails every later
-message at once, and waits without end for a silent one.  One message a party is in hand at a time.
+Flower's engine hands each message to a free actor and takes the reply; the ServerApp runs in this process, as in the
+other runtimes.  The pool is ours: Flower's returns a dead actor to the pool, where it fails every later message, and
+waits without end for a silent one.  One message a party is in hand at a time.
 
 Ray is started for the run and ended with it, its folder removed; `RAY_ADDRESS` names a running cluster instead.  All
 private names of Flower's engine are imported here only.
@@ -13,13 +13,13 @@ from __future__ import annotations
 import logging
 import os
 import queue
-import secrets
 import shutil
 import signal
 import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -27,25 +27,16 @@ from typing import Any, cast
 import ray
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
-from flwr.common.constant import HEARTBEAT_INTERVAL_INF, NOOP_ACCOUNT_NAME, NOOP_FLWR_AID
 from flwr.compat.client.run_info_store import DeprecatedRunInfoStore
-from flwr.proto.task_pb2 import Task
 from flwr.server.superlink.fleet.vce.backend import Backend
 from flwr.server.superlink.fleet.vce.metrics import VceMetrics
 from flwr.server.superlink.fleet.vce.vce_api import run_api
-from flwr.server.superlink.linkstate import InMemoryLinkState, LinkState, LinkStateFactory
-from flwr.server.superlink.linkstate.in_memory_linkstate import RunRecord
+from flwr.server.superlink.linkstate import LinkStateFactory
 from flwr.simulation.ray_transport.ray_actor import ClientAppActor, pool_size_from_resources
-from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NOOP_FEDERATION_ID
-from flwr.supercore.object_store import ObjectStoreFactory
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
-from flwr.superlink.federation import NoOpFederationManager
-from flwr.superlink.grid import InMemoryGrid
 
 from fl_core.errors import JobFailed
 from server.runtimes.actor import NOTICE, Place
-from server.runtimes.base import POLL, WORKER_DIED, WORKER_SILENT, FederationGrid
+from server.runtimes.base import POLL, WORKER_DIED, WORKER_SILENT, FederationGrid, numbered
 
 RESOURCES: dict[str, int | float] = {"num_cpus": 1}  # of an actor: as many work at a time as there are cores
 OBJECT_STORE_BYTES = 512 << 20
@@ -130,26 +121,56 @@ class RayPool(Backend):
         self._ray.end()
 
 
-class SimulationGrid(InMemoryGrid, FederationGrid):
-    """Flower's in-memory Grid with Flower's simulation engine in a thread behind it."""
+class _Mail:
+    """The messages between Grid and engine, in the two calls that the engine makes of Flower's link state.
+
+    Flower's own walks through all messages for each node, ten times a second: with hundreds of clients it does little
+    else.
+    """
+
+    def __init__(self, nodes: Iterable[int]) -> None:
+        self._waiting: dict[int, deque[Message]] = {node: deque() for node in nodes}
+        self._replies: queue.SimpleQueue[Message] = queue.SimpleQueue()
+
+    def state(self) -> _Mail:
+        """What Flower calls a state factory."""
+        return self
+
+    def send(self, message: Message) -> None:
+        """Queue a message at its node."""
+        self._waiting[message.metadata.dst_node_id].append(message)
+
+    def get_message_ins(self, node_id: int, limit: int) -> list[Message]:
+        """The oldest message that waits for a node; the engine asks for one at a time."""
+        waiting = self._waiting[node_id]
+        return [waiting.popleft()] if waiting else []
+
+    def store_message_res(self, reply: Message) -> None:
+        """Take a reply."""
+        self._replies.put(reply)
+
+    def reply(self, seconds: float) -> Message | None:
+        """The oldest reply; waits for one so long."""
+        try:
+            return self._replies.get(timeout=seconds)
+        except queue.Empty:
+            return None
+
+
+class SimulationGrid(FederationGrid):
+    """A Grid with Flower's simulation engine in a thread behind it."""
 
     def __init__(self, configs: Mapping[str, Mapping[str, str]], *, run_id: int, log: Path) -> None:
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, 1, 1
-        states = LinkStateFactory(FLWR_IN_MEMORY_DB_NAME, NoOpFederationManager(), ObjectStoreFactory())
-        super().__init__(states, POLL)
-        run = _register_run(cast(InMemoryLinkState, self.state), run_id)
-        self.set_run(run)
-        self.notices = {}
-        self.nodes = {party: _register_node(self.state) for party in configs}
+        super().__init__(numbered(configs), run_id=run_id)
+        self._mail = _Mail(self.nodes.values())
+        self._pool = RayPool({node: party for party, node in self.nodes.items()}, self.notices)
+        self._stop, self._failure, self._log = threading.Event(), "", _FlowerLog(log)
         stores = {}
         for party, node in self.nodes.items():
             stores[node] = DeprecatedRunInfoStore(node, dict(configs[party]))
-            stores[node].register_context(run_id, run)
-        self._pool = RayPool({node: party for party, node in self.nodes.items()}, self.notices)
-        self._stop, self._failure = threading.Event(), ""
-        self._log = _FlowerLog(log)
+            stores[node].register_context(run_id)
         place = Place(os.getcwd(), tuple(sys.path), str(log))
-        self._engine = threading.Thread(target=self._run_engine, args=(place, states, stores), daemon=True)
+        self._engine = threading.Thread(target=self._run_engine, args=(place, stores), daemon=True)
         self._engine.start()
 
     @classmethod
@@ -157,24 +178,23 @@ class SimulationGrid(InMemoryGrid, FederationGrid):
         """Start Ray and the engine."""
         return cls(configs, run_id=run_id, log=log)
 
-    def _run_engine(self, place: Place, states: LinkStateFactory, stores: dict[int, Any]) -> None:
+    def _run_engine(self, place: Place, stores: dict[int, Any]) -> None:
         partitions = {node: i for i, node in enumerate(stores)}
+        app, mail = cast(Callable[[], ClientApp], place), cast(LinkStateFactory, self._mail)
         try:
-            run_api(
-                cast(Callable[[], ClientApp], place), lambda: self._pool, partitions, states, stores, self._stop,
-                VceMetrics(),
-            )  # fmt: skip
+            run_api(app, lambda: self._pool, partitions, mail, stores, self._stop, VceMetrics())
         except Exception as error:  # Flower wraps whatever it was
             self._failure = str(error.__cause__ or error)
 
+    def _send(self, message: Message) -> None:
+        self._mail.send(message)
+
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """The replies that are there; waits up to 50 ms when there is none."""
-        replies = super().pull_messages(message_ids)
-        if not replies:
-            if not self._engine.is_alive():
-                raise JobFailed(f"Flower's simulation engine ended: {self._failure or 'no reason given'}")
-            time.sleep(POLL)
-        return replies
+        """At most one reply among `message_ids`; waits up to 50 ms.  Other replies are dropped."""
+        reply = self._mail.reply(POLL)
+        if reply is None and not self._engine.is_alive():
+            raise JobFailed(f"Flower's simulation engine ended: {self._failure or 'no reason given'}")
+        return [reply] if reply is not None and reply.metadata.reply_to_message_id in set(message_ids) else []
 
     def close(self) -> None:
         """End the actors, the engine and Ray."""
@@ -231,21 +251,6 @@ class _FlowerLog:
     def close(self) -> None:
         self._logger.handlers = self._before
         self._handler.close()
-
-
-def _register_run(state: InMemoryLinkState, run_id: int) -> Run:
-    run = Run.create_empty(run_id=run_id)
-    run.primary_task_id, run.federation_id = 1, NOOP_FEDERATION_ID
-    state.run_ids[run_id] = RunRecord(run=run)
-    state.task_store[1] = Task(task_id=1, run_id=run_id)
-    return run
-
-
-def _register_node(state: LinkState) -> int:
-    """A node that needs no heartbeat; Flower draws its id."""
-    node = state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, secrets.token_bytes(32), HEARTBEAT_INTERVAL_INF)
-    state.acknowledge_node_heartbeat(node, HEARTBEAT_INTERVAL_INF)
-    return node
 
 
 def _error(code: int, reason: str, message: Message) -> Message:
