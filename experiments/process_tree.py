@@ -1,7 +1,7 @@
 """Run a command and watch all that it starts: seconds, CPU seconds, and memory summed over the process tree (Linux).
 
-Memory is PSS: a page shared by k processes counts 1/k in each, so that the sum over a forked tree counts it once.  Pages
-shared with strangers, other programs on the same libraries, are missing from it: measure on a quiet machine.
+Memory is PSS: a page shared by k processes counts 1/k in each, so that the sum over a forked tree counts it once.
+Pages shared with strangers, other programs on the same libraries, are missing from it: measure on a quiet machine.
 Looking at it costs the watched processes time, so seconds and memory are taken in runs of their own.
 """
 
