@@ -1,4 +1,5 @@
-"""Steps for tests of the grid.  A worker that is given an `EchoNode` imports this file and with it gets the steps."""
+"""Steps for tests of the grid.  A worker that is given an `EchoNode`, or an actor its `EchoPlace`, imports this file and
+with it gets the steps."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 import clients.app
+from server.runtimes.actor import Place
 from server.runtimes.worker import Node
 
 _handled = 0
@@ -17,6 +19,11 @@ _handled = 0
 @dataclass(frozen=True)
 class EchoNode(Node):
     """A node of tests."""
+
+
+@dataclass(frozen=True)
+class EchoPlace(Place):
+    """The same for an actor of the simulation runtime."""
 
 
 def question(*, size: int = 0, back: int = 0, seconds: float = 0.0) -> RecordDict:
@@ -33,10 +40,12 @@ def echo(message: Message, context: Context) -> Message:
     """Say who answers, as the how manieth message of its process."""
     global _handled
     _handled += 1
+    began = time.time()
     ask = message.content.config_records["ask"]
     time.sleep(float(str(ask["seconds"])))
     got = len(message.content.array_records["data"]["bytes"].data)
     said = ConfigRecord({"node": context.node_id, "pid": os.getpid(), "number": _handled, "got": got})
+    said["began"], said["ended"] = began, time.time()
     return Message(RecordDict({"said": said, "data": _block(int(str(ask["back"])))}), reply_to=message)
 
 
