@@ -62,7 +62,7 @@ class Progress:
         """Show one event."""
         facts = event.facts
         if event.kind == "joined":
-            self._line(f"joined: {', '.join(facts['parties'])}; group key {facts['key']}")
+            self._line(f"joined: {_some(facts['parties'])}; group key {facts['key']}")
             self.say("round 1")
         elif event.kind == "round":
             self._round(event.round, facts)
@@ -87,6 +87,11 @@ class Progress:
 
     def _line(self, text: str) -> None:
         self.console.print(f"[dim]{time.monotonic() - self.began:6.1f} s[/dim]  {text}")
+
+
+def _some(names: Sequence[str], most: int = 12) -> str:
+    """Names, or the first of them and how many there are in all."""
+    return ", ".join(names) if len(names) <= most else f"{', '.join(names[: most // 2])}, … ({len(names)})"
 
 
 def show_summary(summary: Mapping[str, Any]) -> None:
