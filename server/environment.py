@@ -11,8 +11,7 @@ SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "GIT_PYTHON_REFRESH": "quiet",
     "OMP_NUM_THREADS": "1",  # weights differ with the number of threads
-    "MALLOC_ARENA_MAX": "1",  # these two keep the processes that we start from holding freed memory
-    "MALLOC_TRIM_THRESHOLD_": "131072",
+    "MALLOC_ARENA_MAX": "1",  # of the processes that we start: less freed memory is held
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_enable_metrics_collection": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

@@ -23,10 +23,12 @@ caller.
 from __future__ import annotations
 
 import hmac
+import os
 import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -57,6 +59,7 @@ _FILE = database.FileType(
     """,
 )
 _PAGE = 500
+THREADED = 64  # statements from which their signatures are checked on threads
 
 
 class Ledger:
@@ -270,12 +273,14 @@ class Ledger:
         cards: dict[str, Card] = {}
         entries: list[Entry] = []
         nodes: list[tuple[int, int, bytes]] = []
+        signers: list[Card] = []
         for statement in statements:
             entry = Entry(statement, seq=frontier.size, prev=prev, t=now)
-            self._admit(entry, origin, cards)
+            signers.append(self._admit(entry, origin, cards))
             nodes += frontier.append(entry.leaf_hash)
             prev = entry.leaf_hash.hex()
             entries.append(entry)
+        self._check_signatures(statements, signers)
         self._db.executemany(
             "INSERT INTO entries VALUES (?, ?, ?, ?, ?)",
             [(entry.seq, entry.encode(), entry.run, entry.kind, entry.by) for entry in entries],
@@ -283,8 +288,16 @@ class Ledger:
         self._db.executemany("INSERT INTO nodes VALUES (?, ?, ?)", nodes)
         return entries
 
-    def _admit(self, entry: Entry, origin: str, cards: dict[str, Card]) -> None:
-        """Raise unless the verifier will accept it here; `cards` caches those of this transaction."""
+    def _check_signatures(self, statements: list[Statement], signers: list[Card]) -> None:
+        """Check all; a large group on threads, since `cryptography` works outside the interpreter's lock."""
+        if len(statements) < THREADED:
+            list(map(self._check_signature, statements, signers))
+            return
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            list(pool.map(self._check_signature, statements, signers))
+
+    def _admit(self, entry: Entry, origin: str, cards: dict[str, Card]) -> Card:
+        """The signer's card; raises unless the verifier will accept the entry here.  `cards`: of this transaction."""
         statement, by = entry.statement, entry.by
         if statement.log != origin:
             raise BadMessage(f"{by}: a statement for {statement.log} in {origin}")
@@ -303,9 +316,9 @@ class Ledger:
         if card is None:
             raise WrongKey(f"{by}: shows no card on this ledger")
         cards[by] = card
-        self._check_signature(statement, card)
         if statement.kind == "roster" and card == self._coordinator_identity().card:
             check_roster(statement.body)
+        return card
 
     def _check_signature(self, statement: Statement, card: Card) -> None:
         identity = self._coordinator_identity()
