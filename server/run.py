@@ -26,11 +26,12 @@ environment.prepare()
 from flwr.app import Context, RecordDict  # noqa: E402
 
 from fl_core.config import Job, load_job  # noqa: E402
-from fl_core.errors import FedsealError, JobFailed, UsageError  # noqa: E402
+from fl_core.errors import FedsealError, UsageError  # noqa: E402
 from fl_core.files import write_atomic  # noqa: E402
 from fl_core.home import Home  # noqa: E402
 from fl_core.messages import COORDINATOR  # noqa: E402
 from fl_core.records import RoundRecord  # noqa: E402
+from fl_core.trust.checkpoint import parse_checkpoint, parse_note  # noqa: E402
 from fl_core.trust.entry import Statement  # noqa: E402
 from fl_core.trust.identity import CardBook, Identity  # noqa: E402
 from fl_core.trust.ledger import Ledger  # noqa: E402
@@ -43,7 +44,7 @@ from server.recorders.spool import without_password  # noqa: E402
 from server.registry import RunFolder, RunInfo, find_unfinished, new_run_id  # noqa: E402
 from server.report import write_report  # noqa: E402
 from server.runtimes.base import FederationGrid  # noqa: E402
-from strategies.coordination import Coordination, Event, Stopped  # noqa: E402
+from strategies.coordination import Coordination, Event  # noqa: E402
 
 EXPERIMENT = "fedseal"
 MLFLOW_SECONDS = 30.0
@@ -284,7 +285,7 @@ class _Running:
         out, checkpoint = Path(self.info.out), ledger.checkpoint()
         report = self.folder.path / "report.html"
         rounds = [e.body for e in ledger.entries(run=self.info.run, kind="round")]
-        size = int(checkpoint.split("\n", 2)[1])
+        size = parse_checkpoint(parse_note(checkpoint).text).size
         facts = {
             **summary,
             "name": self.job.name,
@@ -367,6 +368,3 @@ def _stop_on_signals(folder: RunFolder) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-__all__ = ["JobFailed", "Stopped", "run_job"]

@@ -9,7 +9,6 @@ from typing import Any
 
 from fl_core.config import Job
 from fl_core.errors import JobFailed
-from fl_core.messages import COORDINATOR
 from fl_core.records import Recorder
 from fl_core.trust.entry import Entry, Statement
 from fl_core.trust.identity import CardBook, Identity
@@ -62,8 +61,3 @@ class Coordination:
     def note(self, kind: str, body: dict[str, Any]) -> list[Entry]:
         """Put one such statement on the ledger."""
         return self.ledger.append([self.say(kind, body)])
-
-    @property
-    def name(self) -> str:
-        """The name requests are signed under."""
-        return COORDINATOR

@@ -21,7 +21,7 @@ from fl_core.errors import BadMessage, FedsealError, JobFailed, LedgerBroken
 from fl_core.files import private_dir, write_atomic
 from fl_core.messages import Packet
 from fl_core.records import decimal
-from fl_core.trust.checkpoint import verify_cosignature
+from fl_core.trust.checkpoint import parse_checkpoint, parse_note, verify_cosignature
 from fl_core.trust.entry import Statement
 from strategies import ceremony
 from strategies.coordination import Coordination, Event
@@ -217,7 +217,7 @@ class Rounds:
 
     def _checkpoint(self) -> _Head:
         note = self.co.ledger.checkpoint()
-        return _Head(note, int(note.split("\n", 2)[1]))  # our own note: its second line is the size
+        return _Head(note, parse_checkpoint(parse_note(note).text).size)
 
     def _overtaken(self, party: str, size: int) -> None:
         """The party's witness remembers `size`: another run took it further, or we did not know."""
