@@ -23,7 +23,7 @@ from fl_core.schema import plain, read, setting
 KINDS = ("horizontal",)
 MODELS = ("logistic", "mlp", "cnn")
 DATASETS = ("digits", "breast_cancer", "mnist10k", "pneumoniamnist")
-RUNTIMES = ("local", "simulation", "deployment")
+RUNTIMES = ("local", "simulation")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 
 
@@ -132,16 +132,11 @@ class Job:
     def public(self) -> dict[str, Any]:
         """The part every party sees: no path, no column, no owner's limit; integers and strings only."""
         view = plain(dataclasses.replace(self, parties=(), base=None))  # type: ignore[arg-type]
-        view["party"] = [self._shown(p) for p in self.parties]
+        view["party"] = [{"name": p.name} | ({"key": p.key} if p.key else {}) for p in self.parties]
         model = view["model"]
         if self.model.init:
             model["init"] = file_digest(self.base / self.model.init)
         return dict(view)
-
-    def _shown(self, party: Party) -> dict[str, Any]:
-        """A party as all see it; in a deployment with the name, at its node, of its data and the columns to use."""
-        shown = ("name", "key", "data", "id", "label") if self.runtime == "deployment" else ("name", "key")
-        return {k: v for k, v in plain(party).items() if k in shown and v not in (None, "", [], ())}
 
     def digest(self) -> str:
         """SHA-256 of the public view: the job's name in messages, ledger and `--resume`."""
@@ -351,21 +346,9 @@ def _check(job: Job) -> Job:
             "'pooled' would tell the parties exact means that DP does not cover",
             allowed="none, with features brought to about -1 … 1 beforehand",
         )
-    if job.runtime == "deployment":
-        _check_deployment(job)
-    data = () if job.runtime == "deployment" else enumerate(job.parties)
-    for key, path in [("model.init", job.model.init)] + [(f"party[{i}].data", p.data) for i, p in data]:
+    for key, path in [("model.init", job.model.init)] + [
+        (f"party[{i}].data", p.data) for i, p in enumerate(job.parties)
+    ]:
         if path is not None and not (job.base / path).is_file():
             raise JobFileError(key, f"no file {job.base / path}", allowed="a file, relative to the job file")
     return job
-
-
-def _check_deployment(job: Job) -> None:
-    """What a node decides is not in the job file: where its data lie, and how much privacy it gives."""
-    for i, party in enumerate(job.parties):
-        if party.data is not None and not _NAME.fullmatch(party.data):
-            raise JobFileError(f"party[{i}].data", f"{party.data!r}", allowed="the name under which the node bound it")
-        if party.max_epsilon is not None:
-            raise JobFileError(f"party[{i}].max_epsilon", "is set at the node", allowed="nothing in a deployment")
-    if job.model.init is not None:
-        raise JobFileError("model.init", "a file that the nodes do not have", allowed="nothing in a deployment")
