@@ -7,29 +7,58 @@ log, because Flower would store it at the SuperLink.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from clients.participant import NodeConfig, Participant
+from clients.part import NodeConfig
+from clients.participant import Participant
+from clients.policy import Policy
 from fl_core import messages
 from fl_core.errors import BadMessage, FedsealError, RefusedError
 from fl_core.messages import Packet
 
 app = ClientApp()
 _participants: dict[tuple[str, str], Participant] = {}
-_last_failure = ""
+_last: Account | None = None
+_policy: Callable[[], Policy] | None = None
+
+
+@dataclass(frozen=True)
+class Account:
+    """One answered message for the people at this machine; `problem` is empty when it went well."""
+
+    run: str
+    step: str
+    round: int
+    job: str
+    kind: str
+    problem: str = ""
+    refused: bool = False
 
 
 def last_failure() -> str:
-    """The text of the last message's failure, for the person at this machine; empty when it went well."""
-    return _last_failure
+    """The text of the last message's failure; empty when it went well."""
+    return _last.problem if _last else ""
+
+
+def last_account() -> Account | None:
+    """What was answered last."""
+    return _last
 
 
 def forget() -> None:
     """Keep no party in memory: whoever answers for it next, here or in another process, reads its folder."""
     _participants.clear()
+
+
+def at_node(settings: Callable[[], Policy]) -> None:
+    """Serve a node of a deployment: `settings` gives its owner's policy, asked anew for each message."""
+    global _policy
+    _policy = settings
 
 
 def _participant(context: Context) -> Participant:
@@ -48,22 +77,27 @@ def _participant(context: Context) -> Participant:
                 own=json.loads(config["own"]),
             )
         )
-    return _participants[key]
+    participant = _participants[key]
+    if _policy is not None:
+        participant.config = replace(participant.config, policy=_policy())
+    return participant
 
 
 def _answer(message: Message, context: Context) -> Message:
-    global _last_failure
-    _last_failure = ""
+    global _last
+    _last = None
     step = message.metadata.message_type
     participant = _participant(context)
+    problem, refused = "", False
     try:
         packet = participant.answer(step, _open(message))
     except Exception as error:  # whatever happened, the reply is typed and the text stays here
-        known = isinstance(error, FedsealError)
+        known, refused = isinstance(error, FedsealError), isinstance(error, RefusedError)
         participant.log.error("%s failed: %s", step, error, exc_info=not known)
-        _last_failure = str(error) if known else f"{type(error).__name__}: {error}"
-        kind = "refusal" if isinstance(error, RefusedError) else "failure"
-        packet = participant.failure(step, kind=kind, error=error)
+        problem = str(error) if known else f"{type(error).__name__}: {error}"
+        packet = participant.failure(step, kind="refusal" if refused else "failure", error=error)
+    job, kind = participant.job
+    _last = Account(participant.config.run, step, participant.number, job, kind, problem, refused)
     arrays = packet.to_arrays()
     record = ArrayRecord({k: Array("uint8", (len(v),), messages.STYPE, v) for k, v in arrays.items()})
     return Message(RecordDict({messages.PACKET: record}), reply_to=message)

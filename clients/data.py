@@ -13,12 +13,14 @@ import hmac
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clients.policy import Policy
 from clients.sources import Table, read_table
-from fl_core.config import Dataset, Job, Party
+from fl_core.config import Dataset, Job, Party, is_url
 from fl_core.errors import DataError
 from fl_core.learning import datasets
 from fl_core.learning.partition import deal, holdout, split_rows
@@ -78,14 +80,25 @@ def _digest(value: dict[str, object]) -> str:
 
 
 def dataset_name(job: Job, party: Party) -> str:
-    """What the owner's privacy budget is kept under: the registry's name, or the file's."""
+    """What the owner's privacy budget is kept under: the name of the data set, bound data, file or database."""
     if job.dataset is not None:
         return job.dataset.name
-    return Path(party.data or "").name
+    return Path((party.data or "").partition("?")[0]).name
 
 
-def load_party_data(job: Job, party: Party) -> PartyData:
-    """The rows that `party` brings to `job`.
+def _source(job: Job, party: Party, policy: Policy | None) -> Any:
+    """Where the party's rows come from: as bound at its node, or as the job file says."""
+    if policy is not None:
+        return policy.source(party)
+    if is_url(party.data):
+        from clients.sql_source import SqlSource
+
+        return SqlSource(party.data or "", party.query or "")
+    return job.base / (party.data or "")
+
+
+def load_party_data(job: Job, party: Party, policy: Policy | None = None) -> PartyData:
+    """The rows that `party` brings to `job`; `policy` is that of its node, where it has one.
 
     With `[dataset]`, the party of index i takes part i; an official test set is dealt evenly, otherwise each
     party holds out `evaluate.test_fraction` of its own rows. With a file, rows are ordered by id (as text)
@@ -99,13 +112,15 @@ def load_party_data(job: Job, party: Party) -> PartyData:
         return _part_of_dataset(job, job.dataset, [p.name for p in job.parties].index(party.name))
     if party.data is None or party.label is None:
         raise DataError(f"party {party.name}", "no data or no label is set", allowed="data = …, label = …")
-    path = job.base / party.data
+    source = _source(job, party, policy)
     where = f"party {party.name}"
-    table = read_table(path, id_columns=party.id, label=party.label, where=where)
+    table = read_table(source, id_columns=party.id, label=party.label, where=where)
     if table.ids is not None:
         order = np.argsort(table.ids, kind="stable")
         table = dataclasses.replace(table, x=table.x[order], labels=table.labels[order], ids=table.ids[order])
-    classes = _classes(table, job.model.classes, f"{where}: {path.name}, column {party.label!r}")
+    classes = _classes(
+        table, job.model.classes, f"{where}: {getattr(source, 'name', 'query result')}, column {party.label!r}"
+    )
     y = _encode(table.labels, classes)
     shape = table.x.shape[1:]
     return _split(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clients.data import PartyData, dataset_name, load_party_data
+from clients.policy import Policy
 from clients.store import PartyStore
 from fl_core.config import Job, Party
 from fl_core.errors import BudgetExceeded, RefusedError
@@ -29,7 +30,7 @@ class Admission:
     name: str
 
 
-def admit(job: Job, party: Party | None, store: PartyStore, run: str) -> Admission:
+def admit(job: Job, party: Party | None, store: PartyStore, run: str, policy: Policy | None = None) -> Admission:
     """Check, open the data, reserve.  Raises `RefusedError` or `DataError`.  Repeating it for a run changes nothing."""
     if job.kind != "horizontal":
         raise RefusedError(f"this node runs no {job.kind} jobs")
@@ -38,7 +39,7 @@ def admit(job: Job, party: Party | None, store: PartyStore, run: str) -> Admissi
     name = dataset_name(job, party)
     if job.privacy.mechanism != "none":
         _refuse_early(job, party, store, name, run)
-    data = load_party_data(job, party)
+    data = load_party_data(job, party, policy)
     rows = len(data.y_train)
     plan = None
     if job.privacy.mechanism != "none" and job.train.rounds:

@@ -11,8 +11,7 @@ log's checkpoint must extend the one this party saw last and include its own las
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,12 +19,13 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from clients.group_key import GroupKey, profile_of
 from clients.guard import admit
+from clients.part import NodeConfig, bind, own_part
 from clients.store import PartyStore, RunState
 from clients.work import Work
 from fl_core import messages
-from fl_core.config import Job, Party, file_digest, job_from_public, public_digest
+from fl_core.config import job_from_public, public_digest
 from fl_core.crypto.sealing import key_info, open_sealed, seal
-from fl_core.errors import BadMessage, DataError, FedsealError, JobFailed, WrongKey
+from fl_core.errors import BadMessage, FedsealError, JobFailed, WrongKey
 from fl_core.files import write_atomic
 from fl_core.messages import Packet, digests, field
 from fl_core.trust import canonical
@@ -36,18 +36,6 @@ from fl_core.trust.roster import Roster
 from fl_core.trust.witness import OwnLeaf, StaleProof
 
 NO_LOG = "fedseal/" + "0" * 16
-
-
-@dataclass(frozen=True)
-class NodeConfig:
-    """What this machine knows of the party: its folder, where its outputs go, and its own part of the job file."""
-
-    party: str
-    home: Path
-    out: Path
-    base: Path
-    run: str
-    own: dict[str, Any]
 
 
 class Participant:
@@ -62,13 +50,19 @@ class Participant:
         self._work: Work | None = None
         self._roster_held: Roster | None = None
         self._group_key: GroupKey | None = None
-        self._number = 0
+        self.number = 0
+
+    @property
+    def job(self) -> tuple[str, str]:
+        """Name and kind of the run's job; empty before it has joined."""
+        view = self.state.facts.get("view", {}) if self.state else {}
+        return str(view.get("name", "")), str(view.get("kind", ""))
 
     # ---- every step
 
     def answer(self, step: str, packet: Packet) -> Packet:
         """Authenticate a request and answer it."""
-        self._number = 0
+        self.number = 0
         card = self._coordinator(packet)
         packet.check(card, run=self.config.run, step=step, to=self.config.party)
         steps = {
@@ -87,7 +81,7 @@ class Participant:
     def failure(self, step: str, *, kind: str, error: Exception) -> Packet:
         """A typed reply: code, step and round, nothing of the text."""
         code = error.code if isinstance(error, FedsealError) else "internal"
-        body = {"step": step, "round": self._number, "code": code, "blobs": {}}
+        body = {"step": step, "round": self.number, "code": code, "blobs": {}}
         extra: dict[str, Any] = {"card": self._card()}
         if isinstance(error, StaleProof):
             body["code"] = "stale"
@@ -119,7 +113,7 @@ class Participant:
         """Sign and store an answer; it is on disk before it leaves."""
         statement = self._sign(kind, {**body, "step": step, "blobs": digests(blobs)})
         packet = Packet(statement, blobs, extra)
-        self.files.keep_reply(step, self._number, packet.to_arrays())
+        self.files.keep_reply(step, self.number, packet.to_arrays())
         return packet
 
     def _again(self, step: str, number: int) -> Packet | None:
@@ -132,8 +126,9 @@ class Participant:
         view = canonical.decode(packet.blobs.get("job", b""), max_bytes=messages.MAX_HEAD)
         if public_digest(view) != field(packet.statement.body, "job", str):
             raise BadMessage("the job is not the one the request names")
-        job, party = self._job(view)
-        admission = admit(job, party, self.store, self.config.run)
+        own = own_part(self.config, packet)
+        job, party = bind(self.config, view, own, begun=self.state is not None)
+        admission = admit(job, party, self.store, self.config.run, self.config.policy)
         extra = {"card": self._card()}
         if party is not None:
             self._work = Work(job, party, admission, self.store, self.config.run)
@@ -159,27 +154,13 @@ class Participant:
         statement = self._sign("join", body)
         state.facts |= {
             "view": view,
+            "own": own,
             "data": admission.commitment,
             "join": statement.to_dict(),
         }
         self.files.save(state)
         self.state = state
         return Packet(statement, {}, extra)
-
-    def _job(self, view: Any) -> tuple[Job, Party | None]:
-        """The job with this party's own part filled in; None for a receiver without data."""
-        job = job_from_public(view)
-        own = dict(self.config.own)
-        init = own.pop("init", None)
-        if init is not None and file_digest(self.config.base / init) != job.model.init:
-            raise DataError("model.init", f"{init} is not the file the job names", allowed=f"SHA-256 {job.model.init}")
-        job = replace(job, base=self.config.base, model=replace(job.model, init=init) if init else job.model)
-        if not any(p.name == self.config.party for p in job.parties):
-            if self.config.party not in job.train.receivers:
-                raise BadMessage("the job does not name this party")
-            return job, None
-        own["id"] = tuple(own.get("id", ()))
-        return job, Party(**{**own, "name": self.config.party})
 
     def _roster(self, packet: Packet, card: Card) -> Packet:
         state = self._running()
@@ -209,19 +190,19 @@ class Participant:
 
     def _round(self, packet: Packet, card: Card) -> Packet:
         state, body = self._running(), packet.statement.body
-        self._number, act = field(body, "round", int), field(body, "act", str)
+        self.number, act = field(body, "round", int), field(body, "act", str)
         cosignature = self._observe(packet, card)
-        if (again := self._again(messages.ROUND, self._number)) is not None:
+        if (again := self._again(messages.ROUND, self.number)) is not None:
             return replace(again, extra={"cosignature": cosignature})
-        if self._number <= (answered := self._answered()):
-            raise BadMessage(f"round {self._number} again, after round {answered}")
-        if self._the_work().schedule.get(self._number) != act:
-            raise BadMessage(f"round {self._number} to {act}: not in the job")
+        if self.number <= (answered := self._answered()):
+            raise BadMessage(f"round {self.number} again, after round {answered}")
+        if self._the_work().schedule.get(self.number) != act:
+            raise BadMessage(f"round {self.number} to {act}: not in the job")
         roster = self._opened_roster()
         key = self._key(packet, roster)
         pooled = self._apply(packet, key, roster)
         said: dict[str, Any] = {
-            "round": self._number,
+            "round": self.number,
             "act": act,
             "applied": state.applied,
             "key": key.cipher.key_id,
@@ -229,13 +210,13 @@ class Participant:
         if pooled is not None:
             said["pooled"] = pooled
         work = self._the_work()
-        vector, tail = work.contribution(act, self._number, state, scale=key.scale)
+        vector, tail = work.contribution(act, self.number, state, scale=key.scale)
         clip = work.clip(act, state)
         if profile_of(work.job).scheme == "bfv":
             said["clip"] = repr(clip)
             vector = np.clip(vector, -clip, clip)
         blobs = {"update": key.cipher.encrypt(vector, tail, clip=clip)}
-        if (epsilon := work.commit_privacy(act, self._number)) is not None:
+        if (epsilon := work.commit_privacy(act, self.number)) is not None:
             said["epsilon"] = epsilon
         reply = self._reply(messages.ROUND, "update", said, blobs)
         return replace(reply, extra={"cosignature": cosignature})
@@ -310,14 +291,14 @@ class Participant:
     # ---- the end
 
     def _close(self, packet: Packet, card: Card) -> Packet:
-        self._number = field(packet.statement.body, "round", int)
+        self.number = field(packet.statement.body, "round", int)
         cosignature = self._observe(packet, card)
-        if (again := self._again(messages.CLOSE, self._number)) is None:
+        if (again := self._again(messages.CLOSE, self.number)) is None:
             state, roster = self._running(), self._opened_roster()
             pooled = self._apply(packet, self._key(packet, roster), roster)
             path = self.config.out / self.config.party / "model.pt"
             model = self._the_work().save_model(path, state)
-            body: dict[str, Any] = {"round": self._number, "applied": state.applied, "model": model}
+            body: dict[str, Any] = {"round": self.number, "applied": state.applied, "model": model}
             if pooled is not None:
                 body["pooled"] = pooled
             blobs = {}
@@ -388,8 +369,10 @@ class Participant:
     def _the_work(self) -> Work:
         """Data and model, loaded again when this process has not seen them."""
         if self._work is None:
-            job, party = self._job(self._running().facts["view"])
+            facts = self._running().facts
+            job, party = bind(self.config, facts["view"], facts["own"], begun=True)
             if party is None:
                 raise BadMessage("a receiver takes no part in rounds")
-            self._work = Work(job, party, admit(job, party, self.store, self.config.run), self.store, self.config.run)
+            admission = admit(job, party, self.store, self.config.run, self.config.policy)
+            self._work = Work(job, party, admission, self.store, self.config.run)
         return self._work

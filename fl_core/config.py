@@ -23,7 +23,7 @@ from fl_core.schema import plain, read, setting
 KINDS = ("horizontal",)
 MODELS = ("logistic", "mlp", "cnn")
 DATASETS = ("digits", "breast_cancer", "mnist10k", "pneumoniamnist")
-RUNTIMES = ("local", "simulation")
+RUNTIMES = ("local", "simulation", "deployment")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 
 
@@ -32,7 +32,8 @@ class Party:
     """One data owner, as this machine knows it."""
 
     name: str = setting(doc="a name of its own")
-    data: str | None = setting(None, doc="csv, csv.gz, parquet or npz, relative to the job file")
+    data: str | None = setting(None, doc="csv, csv.gz, parquet or npz, relative to the job file, or a SQLAlchemy URL")
+    query: str | None = setting(None, doc="with a URL: the SELECT that gives the rows")
     id: tuple[str, ...] = setting((), doc="column or columns that name a row; not used as features")
     label: str | None = setting(None, doc="the column to learn")
     max_epsilon: float | None = setting(None, above=0.0, doc="the owner's own limit for this dataset over all jobs")
@@ -346,9 +347,38 @@ def _check(job: Job) -> Job:
             "'pooled' would tell the parties exact means that DP does not cover",
             allowed="none, with features brought to about -1 … 1 beforehand",
         )
-    for key, path in [("model.init", job.model.init)] + [
-        (f"party[{i}].data", p.data) for i, p in enumerate(job.parties)
-    ]:
+    if job.runtime == "deployment":
+        _check_deployment(job)
+    else:
+        _check_files(job)
+    return job
+
+
+def _check_files(job: Job) -> None:
+    """Files that the job file names must be there."""
+    for i, party in enumerate(job.parties):
+        if is_url(party.data) != (party.query is not None):
+            raise JobFileError(f"party[{i}].query", "goes with a URL as data, and with nothing else", allowed="both")
+    data = [(f"party[{i}].data", p.data) for i, p in enumerate(job.parties) if not is_url(p.data)]
+    for key, path in [("model.init", job.model.init), *data]:
         if path is not None and not (job.base / path).is_file():
             raise JobFileError(key, f"no file {job.base / path}", allowed="a file, relative to the job file")
-    return job
+
+
+def is_url(data: str | None) -> bool:
+    """Whether a party's data is a SQLAlchemy URL rather than a file."""
+    return data is not None and "://" in data
+
+
+def _check_deployment(job: Job) -> None:
+    """What a node decides is not in the job file: where its data lie, and how much privacy it gives."""
+    for i, party in enumerate(job.parties):
+        if party.data is not None and not _NAME.fullmatch(party.data):
+            allowed = "the name under which the node bound it (fedseal node init --data NAME=PATH-or-URL)"
+            problem = "a URL" if is_url(party.data) else repr(party.data)  # which may hold a password
+            raise JobFileError(f"party[{i}].data", f"{problem} in a deployment", allowed=allowed)
+        for key in ("max_epsilon", "query"):
+            if getattr(party, key) is not None:
+                raise JobFileError(f"party[{i}].{key}", "is set at the party's node", allowed="nothing in a deployment")
+    if job.model.init is not None:
+        raise JobFileError("model.init", "a file that the nodes do not have", allowed="nothing in a deployment")

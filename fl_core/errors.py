@@ -7,7 +7,8 @@
     │   ├── JobFileError            a key, a value or a type of the job file
     │   └── DataError               a file, a column, a row of somebody's data
     ├── RefusedError             3  somebody with the right to do so said no
-    │   └── BudgetExceeded          the owner's privacy budget
+    │   ├── BudgetExceeded          the owner's privacy budget
+    │   └── Paused                  the node takes no new jobs
     ├── JobFailed                1  what failed, at which party, in which round
     │   ├── WaitTimeout             a wait ran out; names what it waited for
     │   └── TrainingDiverged        the update is not finite or over the head-room
@@ -73,6 +74,12 @@ class BudgetExceeded(RefusedError):
     """The job would spend more privacy than the owner allows for this dataset."""
 
     code = "budget"
+
+
+class Paused(RefusedError):
+    """The node takes no new jobs at present."""
+
+    code = "paused"
 
 
 class JobFailed(FedsealError):

@@ -111,16 +111,16 @@ def _show(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def plain(value: Any) -> Any:
-    """Dataclasses back into the JSON-able shape they were read from (floats as their shortest decimal text).
+def plain(value: Any, *, text: bool = True) -> Any:
+    """Dataclasses back into the JSON-able shape they were read from; floats as their shortest decimal `text`.
 
     Unset options (None) are left out, so that a digest of the result does not change when a key is added later.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         pairs = ((key_of(f), getattr(value, f.name)) for f in dataclasses.fields(value))
-        return {k: plain(v) for k, v in pairs if v is not None and v != ()}
+        return {k: plain(v, text=text) for k, v in pairs if v is not None and v != ()}
     if isinstance(value, tuple):
-        return [plain(v) for v in value]
-    if isinstance(value, float):
+        return [plain(v, text=text) for v in value]
+    if isinstance(value, float) and text:
         return repr(value)
     return value

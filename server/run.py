@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from server import environment
 
@@ -31,20 +31,24 @@ from fl_core.files import write_atomic  # noqa: E402
 from fl_core.home import Home  # noqa: E402
 from fl_core.messages import COORDINATOR  # noqa: E402
 from fl_core.records import RoundRecord  # noqa: E402
+from fl_core.trust import canonical  # noqa: E402
 from fl_core.trust.checkpoint import parse_checkpoint, parse_note  # noqa: E402
 from fl_core.trust.entry import Statement  # noqa: E402
 from fl_core.trust.identity import CardBook, Identity  # noqa: E402
 from fl_core.trust.ledger import Ledger  # noqa: E402
+from fl_core.urls import without_passwords  # noqa: E402
 from server import runtimes  # noqa: E402
 from server.app import activated, app, outcome  # noqa: E402
 from server.recorders.fanout import Fanout  # noqa: E402
 from server.recorders.ledger import LedgerRecorder  # noqa: E402
 from server.recorders.mlflow import MlflowRecorder, deliver_leftovers  # noqa: E402
-from server.recorders.spool import without_password  # noqa: E402
 from server.registry import RunFolder, RunInfo, find_unfinished, new_run_id  # noqa: E402
 from server.report import write_report  # noqa: E402
 from server.runtimes.base import FederationGrid  # noqa: E402
 from strategies.coordination import Coordination, Event  # noqa: E402
+
+if TYPE_CHECKING:
+    from server.runtimes.deployment import Link
 
 EXPERIMENT = "fedseal"
 MLFLOW_SECONDS = 30.0
@@ -82,6 +86,10 @@ def run_job(
     read = load_job(job, overrides)
     runtimes.require(read.runtime)
     place = Home.open(home)
+    if read.runtime == "deployment":
+        from server.runtimes.remote import run_remote
+
+        return run_remote(read, place, out=out, resume=resume, on_event=on_event)
     if resume:
         folder, info = find_unfinished(place, read.digest())
         if out is not None and os.path.abspath(out) != info.out:
@@ -98,14 +106,14 @@ def run_job(
             started,
             os.getpid(),
         )
-        _free(target)
+        free(target)
         folder = RunFolder.create(place, info)
     with folder.held():
-        return _Running(read, place, folder, info, on_event or (lambda _: None), resume=resume).run(started)
+        return Running(read, place, folder, info, on_event or (lambda _: None), resume=resume).run(started)
 
 
-def _free(out: Path) -> None:
-    """A new run never writes over an old one's outputs."""
+def free(out: Path) -> None:
+    """Make the folder of the outputs.  A new run never writes over an old one's outputs."""
     if (out / "summary.json").exists():
         raise UsageError(f"--out {out}: holds the outputs of another run; allowed: a new folder")
     try:
@@ -114,8 +122,11 @@ def _free(out: Path) -> None:
         raise UsageError(f"--out {out}: cannot be made ({error.strerror})") from None
 
 
-class _Running:
-    """One run in this process."""
+class Running:
+    """One run in this process.
+
+    `link` and `caller` belong to a deployment: the way to the SuperLink, and who submitted the job, for the ledger.
+    """
 
     def __init__(
         self,
@@ -126,8 +137,11 @@ class _Running:
         on_event: Callable[[Event], None],
         *,
         resume: bool,
+        link: Link | None = None,
+        caller: Mapping[str, Any] | None = None,
     ) -> None:
         self.job, self.home, self.folder, self.info, self.resume = job, home, folder, info, resume
+        self.link, self.caller = link, caller
         self.on_event = on_event
         self.grid: FederationGrid | None = None
         self.failures: dict[str, str] = {}
@@ -176,6 +190,8 @@ class _Running:
         kind, body = "job", {"job": self.info.job, "view": self.job.public(), "unsafe": self.job.unsafe}
         if any(ledger.entries(run=self.info.run, kind="job")):
             kind, body = "resume", {"job": self.info.job}
+        if self.caller is not None:
+            body["submitted"] = dict(self.caller)
         ledger.append([Statement.make(identity, log=ledger.log, kind=kind, run=self.info.run, body=body)])
 
     def _coordination(
@@ -192,6 +208,7 @@ class _Running:
             recorder=Fanout([LedgerRecorder(ledger, identity, self.info.run), mlflow]),
             progress=lambda event: self._event(event, mlflow),
             stopped=self.folder.is_stopping,
+            own={} if self.link is None else {p.name: _told(self.job, p.name) for p in self.job.parties},
         )
 
     def _event(self, event: Event, mlflow: MlflowRecorder) -> None:
@@ -209,14 +226,17 @@ class _Running:
         self.on_event(event)
 
     def _serve(self, ledger: Ledger, identity: Identity, mlflow: MlflowRecorder) -> Any:
-        for place in (str(self.job.base), os.getcwd()):  # where "module:function" names of a job file live
-            if place not in sys.path:
-                sys.path.append(place)
+        if self.link is None:
+            for place in (str(self.job.base), os.getcwd()):  # where "module:function" names of a job file live
+                if place not in sys.path:
+                    sys.path.append(place)
         names = [p.name for p in self.job.parties] + list(self.job.train.receivers)
         configs = {name: self._node_config(name) for name in names}
         number = int(self.info.run, 16) or 1
         context = Context(number, 1, node_config={}, state=RecordDict(), run_config={"run": self.info.run})
-        with runtimes.open_grid(self.job.runtime, configs, run_id=number, log=self.folder.log) as self.grid:
+        with runtimes.open_grid(
+            self.job.runtime, configs, run_id=number, log=self.folder.log, link=self.link
+        ) as self.grid:
             co = self._coordination(self.grid.nodes, ledger, identity, mlflow)
             with activated(co), _stop_on_signals(self.folder):
                 app(self.grid, context)
@@ -265,7 +285,10 @@ class _Running:
 
     def _summary(self, ledger: Ledger, metrics: dict[str, float], model: str, seconds: float) -> dict[str, Any]:
         out = Path(self.info.out)
+        outputs: dict[str, dict[str, str | None]]
         outputs = {p.parent.name: {"model": str(p)} for p in sorted(out.glob("*/model.pt"))}
+        if self.link is not None:  # each lies at its own node
+            outputs = {name: {"model": None} for name in self.link.nodes}
         return {
             "job": self.job.name,
             "kind": self.job.kind,
@@ -320,7 +343,7 @@ class _Running:
         )
         summary["mlflow_run_id"] = mlflow.run_id(0.0)
         summary["mlflow"] = {
-            "uri": without_password(mlflow.tracking_uri),
+            "uri": without_passwords(mlflow.tracking_uri),
             "delivered": delivered,
             "reason": mlflow.reason,
         }
@@ -339,6 +362,11 @@ def _note(summary: dict[str, Any]) -> str:
     lines += ["", f"Ledger: {summary['ledger']['size']} entries, root `{summary['ledger']['root'][:32]}…`"]
     lines += ["Verify: `fedseal audit verify`. The report lies under Artifacts, `audit/report.html`."]
     return "\n".join(lines)
+
+
+def _told(job: Job, party: str) -> bytes:
+    """A party's part of the job, for its node alone."""
+    return canonical.encode({k: list(v) if k == "id" else v for k, v in job.own_part(party).items() if k != "key"})
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

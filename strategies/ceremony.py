@@ -96,11 +96,13 @@ def abandon(dispatcher: Dispatcher, co: Coordination) -> None:
 def _join(dispatcher: Dispatcher, co: Coordination) -> dict[str, Statement]:
     job = canonical.encode(co.job.public())
     body = {"job": co.job.digest()}
+
+    def request(party: str) -> Request:
+        return Request(body, {"job": job} | ({"own": co.own[party]} if party in co.own else {}), {})
+
     names = list(co.nodes)
     replies: dict[str, Reply] = {}
-    for reply in dispatcher.ask(
-        messages.JOIN, names, lambda _: Request(body, {"job": job}, {}), timeout=co.step_timeout, max_blob=0
-    ):
+    for reply in dispatcher.ask(messages.JOIN, names, request, timeout=co.step_timeout, max_blob=0):
         replies[reply.party] = reply
     for name in names:  # all have answered, so that all problems are told at once and nobody is left reserved
         if not replies[name].ok:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ class Coordination:
     nodes : Flower's node id of each party the job names, receivers included.
     workdir : this run's folder: ceremony and sums, for `--resume` and for parties that missed a round.
     stopped : polled between replies.
+    own : in a deployment, what each party alone is told of the job when it joins.
     step_timeout : seconds a step other than a round waits for a party (start-up and data loading included).
     """
 
@@ -53,6 +54,7 @@ class Coordination:
     progress: Callable[[Event], None]
     stopped: Callable[[], bool]
     step_timeout: float = 300.0
+    own: Mapping[str, bytes] = field(default_factory=dict)
 
     def say(self, kind: str, body: dict[str, Any]) -> Statement:
         """A statement of the coordinator about this run."""

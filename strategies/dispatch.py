@@ -17,6 +17,7 @@ from fl_core.trust.entry import Statement
 from fl_core.trust.identity import Card
 from strategies.coordination import Coordination, Event, Stopped
 
+ERRORS = {2: "internal", 5: "unreachable", 7: "version", 8: "died", 9: "timeout"}  # Flower's codes, 9 is ours
 MAX_STALE = 10  # several runs of one home move a witness under each other's feet
 
 
@@ -104,7 +105,7 @@ class Dispatcher:
 
     def _open(self, party: str, message: Message, step: str, max_blob: int, number: int) -> Reply:
         if message.has_error():
-            code = {8: "died", 9: "timeout"}.get(message.error.code, f"flower-{message.error.code}")
+            code = ERRORS.get(message.error.code, f"flower-{message.error.code}")
             return self._dropped(Reply(party, code=code), step, number)
         try:
             record = message.content[messages.PACKET]  # .array_records makes a cycle that keeps the blobs

@@ -219,6 +219,11 @@ class Budget:
                 r[0] for r in db.execute("SELECT DISTINCT run FROM spendings WHERE state = 'open' ORDER BY run")
             )
 
+    def datasets(self) -> list[str]:
+        """Every name for which privacy was set aside or rows are known."""
+        with self._transaction() as db:
+            return [r[0] for r in db.execute("SELECT dataset FROM spendings UNION SELECT dataset FROM datasets")]
+
     def remember_rows(self, dataset: str, n: int) -> None:
         """Keep the number of training rows, so that a later job can be planned before the data are opened."""
         with self._transaction() as db:

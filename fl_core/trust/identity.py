@@ -5,7 +5,8 @@ job file names: whoever could swap a card afterwards would read what is sealed t
 refused.
 
 The signing key signs texts of several kinds.  Each starts with a prefix of its own (`fedseal statement v1`,
-`fedseal sealing key v1`, `cosignature/v1`, a log's origin); whoever signs something new brings a new prefix.
+`fedseal sealing key v1`, `fedseal node key v1`, `cosignature/v1`, a log's origin); whoever signs something
+new brings a new prefix.
 """
 
 from __future__ import annotations

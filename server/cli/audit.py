@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fl_core.errors import UsageError
+from server.cli.options import HomeOption, JsonOption
 
 if TYPE_CHECKING:
     from fl_core.trust.verify import Report
@@ -22,8 +23,6 @@ app = typer.Typer(
 LedgerOption = Annotated[
     Path | None, typer.Option("--ledger", metavar="FILE", help="Instead of this home's ledger.db.")
 ]
-HomeOption = Annotated[Path | None, typer.Option("--home", help="Instead of FEDSEAL_HOME or ./.fedseal.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")]
 VERDICTS = {0: "VALID", 1: "BROKEN", 4: "VALID, BUT SHORT OF QUORUM"}
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from fl_core.errors import FedsealError, UsageError
+from server.cli.options import HomeOption, JsonOption
 
 JobArgument = Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job file.")]
 RunArgument = Annotated[
@@ -19,8 +20,6 @@ RunArgument = Annotated[
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. train.rounds=10.")
 ]
-HomeOption = Annotated[Path | None, typer.Option("--home", help="Instead of FEDSEAL_HOME or ./.fedseal.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -29,6 +28,7 @@ def register(app: typer.Typer) -> None:
         epilog="Examples: fedseal run experiments/demo.toml --set train.rounds=10 · fedseal run JOB.toml --json"
     )(run)
     app.command(epilog="Example: fedseal check JOB.toml")(check)
+    app.command(epilog="Example: fedseal login ann.pass")(login)
     app.command(epilog="Example: fedseal runs --json")(runs)
     app.command(epilog="Example: fedseal logs digits-ckks-dp --follow")(logs)
     app.command(epilog="Example: fedseal stop digits-ckks-dp")(stop)
@@ -41,7 +41,9 @@ def run(
         Path | None, typer.Option("--out", help="Folder of the outputs (default runs/<name>-<time>).")
     ] = None,
     home: HomeOption = None,
-    runtime: Annotated[str | None, typer.Option("--runtime", help="local or simulation (Flower's, on Ray).")] = None,
+    runtime: Annotated[
+        str | None, typer.Option("--runtime", help="local, simulation (Flower's, on Ray) or deployment.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the last unfinished run of this job.")] = False,
     as_json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
@@ -83,6 +85,23 @@ def _run(job: Path, changes: list[str], **options: Any) -> dict[str, Any]:
         from strategies.coordination import Stopped
 
         raise Stopped("interrupted; --resume goes on with what was begun") from None
+
+
+def login(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The pass that the coordinator's operator handed over.")],
+    home: HomeOption = None,
+) -> None:
+    """Keep a pass to a coordinator in this home; `run --runtime deployment`, runs, logs and stop use it."""
+    from fl_core.files import write_atomic
+    from fl_core.home import Home
+    from fl_core.trust.federation import Pass
+
+    try:
+        held = Pass.decode(file.read_bytes(), str(file))
+    except OSError as error:
+        raise UsageError(f"{file}: cannot be read ({error.strerror})") from None
+    write_atomic(Home.open(home).path / "pass.json", held.encode())
+    print(f"coordinator {held.federation.door}, authority {held.federation.fingerprint}")
 
 
 def check(job: JobArgument, overrides: SetOption = None, home: HomeOption = None, as_json: JsonOption = False) -> None:

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from fl_core.errors import FedsealError
-from server.cli import audit, jobs
+from server.cli import audit, coordinator, jobs, node
 
 app = typer.Typer(
     name="fedseal",
@@ -20,6 +20,8 @@ app = typer.Typer(
 )
 jobs.register(app)
 app.add_typer(audit.app, name="audit")
+app.add_typer(coordinator.app, name="coordinator")
+app.add_typer(node.app, name="node")
 
 
 def main() -> None:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 WORDS = {
     "died": "its process died",
     "timeout": "no answer in time",
+    "unreachable": "its node is not connected",
+    "version": "its node has another version",
+    "paused": "takes no new jobs at present",
     "budget": "privacy budget",
     "data": "its data",
 }
@@ -41,7 +44,6 @@ class Progress:
         self.latest: dict[str, str] = {}
 
     def __enter__(self) -> Progress:
-        self._line("starting workers and MLflow")
         if self.console.is_terminal:
             self.status = self.console.status("starting")
             self.status.start()
@@ -61,7 +63,12 @@ class Progress:
     def event(self, event: Event) -> None:
         """Show one event."""
         facts = event.facts
-        if event.kind == "joined":
+        if event.kind == "submitted":
+            self._line(f"submitted to {facts['coordinator']}: run {facts['run']}; Ctrl-C leaves it running")
+            self.say("waiting for the nodes")
+        elif event.kind == "lost":
+            self._line(f"[yellow]{facts['text']}; trying on[/yellow]")
+        elif event.kind == "joined":
             self._line(f"joined: {_some(facts['parties'])}; group key {facts['key']}")
             self.say("round 1")
         elif event.kind == "round":
@@ -101,7 +108,8 @@ def show_summary(summary: Mapping[str, Any]) -> None:
     metrics, ledger = summary["metrics"], summary["ledger"]
     lines = [(NAMES.get(k, k), f"{v:,.0f}" if k.startswith("bytes") else f"{v:.4g}") for k, v in metrics.items()]
     lines.append(("seconds in all", f"{summary['seconds']:.1f}"))
-    lines += [(f"{party} got", path) for party, files in summary["outputs"].items() for path in files.values()]
+    for party, files in summary["outputs"].items():
+        lines += [(f"{party} got", path or f"its {name}, at its own node") for name, path in files.items()]
     lines.append(("ledger head", f"{ledger['root']} ({ledger['size']} entries)"))
     lines.append(("MLflow run", str(summary["mlflow_run_id"])))
     lines.append(("browse", f"mlflow ui --backend-store-uri {summary['mlflow']['uri']}"))

@@ -12,6 +12,7 @@ from fl_core.errors import UsageError
 
 if TYPE_CHECKING:
     from server.runtimes.base import FederationGrid
+    from server.runtimes.deployment import Link
 
 
 def require(runtime: str) -> None:
@@ -30,7 +31,7 @@ def warm_up(runtime: str) -> None:
 
 @contextmanager
 def open_grid(
-    runtime: str, configs: Mapping[str, Mapping[str, str]], *, run_id: int, log: Path
+    runtime: str, configs: Mapping[str, Mapping[str, str]], *, run_id: int, log: Path, link: Link | None = None
 ) -> Iterator[FederationGrid]:
     """Run the ClientApp for each party for as long as the context lasts.
 
@@ -39,10 +40,27 @@ def open_grid(
     configs : each party's Flower node configuration.
     run_id : Flower's number of the run, below 2^63.
     log : file that takes what the parties' processes print.
+    link : in a deployment, the way to the SuperLink.
     """
+    with closing(_open(runtime, configs, run_id=run_id, log=log, link=link)) as grid:
+        try:
+            yield grid
+        except BaseException:
+            grid.failed = True
+            raise
+
+
+def _open(
+    runtime: str, configs: Mapping[str, Mapping[str, str]], *, run_id: int, log: Path, link: Link | None
+) -> FederationGrid:
+    if link is not None:
+        from server.runtimes.deployment import DeploymentGrid
+
+        return DeploymentGrid(link)
     if runtime == "simulation":
-        from server.runtimes.simulation import SimulationGrid as kind
-    else:
-        from server.runtimes.local import LocalGrid as kind  # type: ignore[assignment]
-    with closing(kind.open(configs, run_id=run_id, log=log)) as grid:
-        yield grid
+        from server.runtimes.simulation import SimulationGrid
+
+        return SimulationGrid.open(configs, run_id=run_id, log=log)
+    from server.runtimes.local import LocalGrid
+
+    return LocalGrid.open(configs, run_id=run_id, log=log)

@@ -26,6 +26,7 @@ class FederationGrid(Grid):
     Attributes
     ----------
     nodes : Flower's node id of each party.
+    failed : the run did not end well.
     notices : a party's own account of its last failure, for the person at this machine; it is in no reply.
     """
 
@@ -33,6 +34,7 @@ class FederationGrid(Grid):
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, 1, 1
         self.nodes = dict(nodes)
         self.notices: dict[str, str] = {}
+        self.failed = False  # set before `close` where the run did not end well
         self._sent = 0
 
     @classmethod

@@ -1,0 +1,104 @@
+"""The door of a coordinator from outside: what an engineer, an operator or an auditor calls.
+
+TLS both ways: the coordinator's certificate is checked under the authority in the caller's pass, the caller shows the
+certificate in it.  Errors come back as the classes that the coordinator raised.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf.message_factory import GetMessageClass
+
+from fl_core.errors import JobFailed, RefusedError, UsageError
+from fl_core.trust.federation import Pass
+from fl_core.wire import door_pb2
+from fl_core.wire.door_pb2 import Event, ListRequest, LogsRequest, StopRequest, SubmitReply, SubmitRequest, WatchRequest
+
+CALL_SECONDS = 150.0
+CONNECT_SECONDS = 20.0
+_SERVICE = door_pb2.DESCRIPTOR.services_by_name["Door"]
+_ERRORS = {
+    grpc.StatusCode.INVALID_ARGUMENT: UsageError,
+    grpc.StatusCode.PERMISSION_DENIED: RefusedError,
+    grpc.StatusCode.FAILED_PRECONDITION: JobFailed,
+}
+
+
+class DoorClient:
+    """One connection; a context manager."""
+
+    def __init__(self, held: Pass) -> None:
+        self.address = held.federation.door
+        credentials = grpc.ssl_channel_credentials(held.federation.authority, held.person.key, held.person.certificate)
+        self._channel = grpc.secure_channel(self.address, credentials, options=[("grpc.enable_retries", 0)])
+
+    def __enter__(self) -> DoorClient:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._channel.close()
+
+    def submit(self, table: dict[str, Any], *, resume: bool, version: str) -> SubmitReply:
+        """Start a job."""
+        request = SubmitRequest(version=version, job=json.dumps(table), resume=resume)
+        reply: SubmitReply = self._call("Submit", request, timeout=CALL_SECONDS)
+        return reply
+
+    def watch(self, run: str, after: int = 0) -> Iterator[Event]:
+        """A run's events, live, until its end."""
+        return self._stream("Watch", WatchRequest(run=run, after=after))
+
+    def stop(self, run: str) -> tuple[str, str]:
+        """Stop a run; returns its id and status."""
+        reply = self._call("Stop", StopRequest(run=run), timeout=CALL_SECONDS)
+        return str(reply.run), str(reply.status)
+
+    def runs(self) -> list[dict[str, Any]]:
+        """All runs of the coordinator."""
+        return [json.loads(text) for text in self._call("List", ListRequest(), timeout=CONNECT_SECONDS).runs]
+
+    def logs(self, run: str, *, follow: bool) -> Iterator[bytes]:
+        """A run's log."""
+        for chunk in self._stream("Logs", LogsRequest(run=run, follow=follow)):
+            yield chunk.data
+
+    def _method(self, name: str, make: Callable[..., Any]) -> Callable[..., Any]:
+        method = _SERVICE.methods_by_name[name]
+        request, reply = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
+        return make(
+            f"/{_SERVICE.full_name}/{name}",
+            request_serializer=request.SerializeToString,
+            response_deserializer=reply.FromString,
+        )
+
+    def _call(self, name: str, request: Any, *, timeout: float) -> Any:
+        try:
+            return self._method(name, self._channel.unary_unary)(request, timeout=timeout)
+        except grpc.RpcError as error:
+            self._fail(error)
+
+    def _stream(self, name: str, request: Any) -> Iterator[Any]:
+        try:
+            yield from self._method(name, self._channel.unary_stream)(request)
+        except grpc.RpcError as error:
+            self._fail(error)
+
+    def _fail(self, error: grpc.RpcError) -> NoReturn:
+        code, details = error.code(), str(error.details() or "")
+        if code in _ERRORS:
+            raise _ERRORS[code](details) from None
+        if code == grpc.StatusCode.UNAVAILABLE:
+            raise Unreachable(
+                f"coordinator {self.address} does not answer ({' '.join(details.split())[:160]})"
+            ) from None
+        raise JobFailed(f"coordinator {self.address}: {code.name} {' '.join(details.split())[:160]}") from None
+
+
+class Unreachable(JobFailed):
+    """The connection to the coordinator is lost, or there was none."""
+
+    code = "unreachable"

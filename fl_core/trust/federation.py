@@ -1,0 +1,86 @@
+"""What is public of a coordinator, as a file or as the coordinator tells it: its authority, its card, its addresses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from fl_core.errors import IntegrityError, UsageError
+from fl_core.trust import certificates
+from fl_core.trust.identity import Card
+
+VERSION = 1
+_FIELDS = {"version", "authority", "coordinator", "nodes", "door"}
+
+
+@dataclass(frozen=True)
+class Federation:
+    """One coordinator; `nodes` and `door` are host:port for nodes and for people, `authority` is PEM."""
+
+    authority: bytes
+    coordinator: Card
+    nodes: str
+    door: str
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256, hex, of the authority's certificate: what two people compare."""
+        return certificates.fingerprint(self.authority)
+
+    @classmethod
+    def decode(cls, data: bytes, where: str) -> Federation:
+        """Read untrusted JSON.  Raises `UsageError`."""
+        try:
+            table = json.loads(data)
+            if set(table) != _FIELDS or table["version"] != VERSION:
+                raise ValueError
+            return cls(
+                str(table["authority"]).encode(),
+                Card.from_dict(table["coordinator"]),
+                str(table["nodes"]),
+                str(table["door"]),
+            )
+        except (ValueError, TypeError, KeyError, IntegrityError):
+            raise UsageError(f"{where}: not a federation of version {VERSION}") from None
+
+    def encode(self) -> bytes:
+        """As stored."""
+        table: dict[str, Any] = {
+            "version": VERSION,
+            "authority": self.authority.decode(),
+            "coordinator": self.coordinator.to_dict(),
+            "nodes": self.nodes,
+            "door": self.door,
+        }
+        return json.dumps(table, indent=1).encode()
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A person's way into a federation: a file (0600) that the operator hands over, or that was made from it."""
+
+    federation: Federation
+    person: certificates.Pair
+
+    @classmethod
+    def decode(cls, data: bytes, where: str) -> Pass:
+        """Read a file and verify the certificate in it.  Raises `UsageError`."""
+        try:
+            table = json.loads(data)
+            federation = Federation.decode(json.dumps(table["federation"]).encode(), where)
+            person = certificates.Pair(table["certificate"].encode(), table["key"].encode())
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise UsageError(f"{where}: not a pass; allowed: the file of fedseal coordinator admit") from None
+        certificates.check_key(person)
+        certificates.check(person.certificate, authority=federation.authority, purpose="client", where=where)
+        return cls(federation, person)
+
+    def encode(self) -> bytes:
+        """As stored."""
+        table = {
+            "federation": json.loads(self.federation.encode()),
+            "certificate": self.person.certificate.decode(),
+            "key": self.person.key.decode(),
+        }
+        return json.dumps(table, indent=1).encode()

@@ -1,0 +1,218 @@
+"""The door: submit, watch, stop, list and read runs, over TLS with client certificates.
+
+Who calls and with which roles is read from the certificate and looked up in the register of people, at every call.  A
+submission, a stop and a refusal go on the ledger with the caller's name, roles and certificate.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from fl_core.errors import FedsealError, JobFailed, RefusedError, UsageError
+from fl_core.wire import door_pb2
+from fl_core.wire.door_pb2 import (
+    Event,
+    ListReply,
+    ListRequest,
+    LogChunk,
+    LogsRequest,
+    StopReply,
+    StopRequest,
+    SubmitReply,
+    SubmitRequest,
+    WatchRequest,
+)
+from server.coordinator.folder import CoordinatorFolder
+from server.coordinator.runs import Runs
+from server.coordinator.submission import ENDS, Caller, Events
+from server.registry import RunFolder, facts
+
+SERVICE = door_pb2.DESCRIPTOR.services_by_name["Door"]
+ROLES = {
+    "Submit": ("engineer",),
+    "Watch": ("engineer", "operator", "auditor"),
+    "Stop": ("engineer", "operator"),
+    "List": ("engineer", "operator", "auditor"),
+    "Logs": ("engineer", "operator", "auditor"),
+}
+WORKERS = 32  # calls at a time; a watcher holds one
+MAX_REQUEST = 4 << 20
+LOOK = 0.2
+_CHUNK = 64 << 10
+_CODES = ((UsageError, grpc.StatusCode.INVALID_ARGUMENT), (RefusedError, grpc.StatusCode.PERMISSION_DENIED))
+Note = Callable[[str, str, dict[str, Any]], None]
+_log = logging.getLogger("fedseal.door")
+
+
+class Door:
+    """The service's methods, called with a caller that may call them.
+
+    Parameters
+    ----------
+    on_main : runs a function in the coordinator's main thread and returns what it returns.
+    note : puts a statement of the coordinator on the ledger: kind, run, body.
+    """
+
+    def __init__(
+        self, folder: CoordinatorFolder, runs: Runs, on_main: Callable[[Callable[[], Any]], Any], note: Note
+    ) -> None:
+        self._folder, self._runs, self._on_main, self._note = folder, runs, on_main, note
+
+    def Submit(self, request: SubmitRequest, caller: Caller, context: grpc.ServicerContext) -> SubmitReply:
+        """Start a job."""
+        try:
+            table = json.loads(request.job)
+        except ValueError:
+            raise UsageError("the submitted job is not JSON") from None
+        if not isinstance(table, dict):
+            raise UsageError("the submitted job is not a table")
+        info, events = self._on_main(lambda: self._runs.start(table, caller, resume=request.resume))
+        return SubmitReply(run=info.run, digest=info.job, events=events)
+
+    def Watch(self, request: WatchRequest, caller: Caller, context: grpc.ServicerContext) -> Iterator[Event]:
+        """Events of a run, until its end."""
+        run, _ = self._runs.find(request.run)
+        events, after = Events(run.path), request.after
+        while context.is_active():
+            going_on = self._runs.is_going_on(run)  # asked before reading: then the last events are there
+            found = list(events.read(after))
+            for number, event in found:
+                last = number == found[-1][0]
+                if event["kind"] in ENDS and not last:
+                    continue  # it was resumed
+                after = number
+                yield _event(number, event)
+                if event["kind"] in ENDS:
+                    return
+            if not going_on and not found:
+                yield _event(after, {"kind": "interrupted", "round": 0, "facts": {}, "time": time.time()})
+                return
+            time.sleep(LOOK)
+
+    def Stop(self, request: StopRequest, caller: Caller, context: grpc.ServicerContext) -> StopReply:
+        """Stop a run; it can be resumed."""
+        run, info = self._runs.find(request.run)
+        if "operator" not in caller.roles and self._submitter(run) != caller.name:
+            raise RefusedError(f"run {info.run} was submitted by {self._submitter(run)}; an operator may stop it too")
+        if not self._runs.is_going_on(run):
+            raise UsageError(f"run {info.name} ({info.run}) is not running: {info.status}")
+        self._note("stop", info.run, {"caller": caller.to_dict()})
+        run.ask_to_stop()
+        while self._runs.is_going_on(run) and context.is_active():
+            time.sleep(LOOK)
+        return StopReply(run=info.run, status=run.info().status)
+
+    def _submitter(self, run: RunFolder) -> str:
+        held = json.loads((run.path / "submission.json").read_text(encoding="utf-8"))
+        return str(held["caller"]["name"])
+
+    def List(self, request: ListRequest, caller: Caller, context: grpc.ServicerContext) -> ListReply:
+        """All runs."""
+        return ListReply(runs=[json.dumps(facts(info)) for info in self._runs.all()])
+
+    def Logs(self, request: LogsRequest, caller: Caller, context: grpc.ServicerContext) -> Iterator[LogChunk]:
+        """A run's log."""
+        run, _ = self._runs.find(request.run)
+        at = request.offset
+        while context.is_active():
+            going_on = request.follow and self._runs.is_going_on(run)
+            if run.log.exists():
+                with run.log.open("rb") as file:
+                    file.seek(at)
+                    while data := file.read(_CHUNK):
+                        at += len(data)
+                        yield LogChunk(data=data)
+            if not going_on:
+                return
+            time.sleep(LOOK)
+
+
+def _event(number: int, event: dict[str, Any]) -> Event:
+    facts = json.dumps(event["facts"])
+    return Event(number=number, kind=event["kind"], round=event["round"], facts=facts, time=event["time"])
+
+
+class _Guarded(grpc.GenericRpcHandler):
+    """Every method behind the check of who calls, and every error as a status with one line."""
+
+    def __init__(self, door: Door, folder: CoordinatorFolder, note: Note) -> None:
+        self._door, self._folder, self._note = door, folder, note
+        self._methods = {f"/{SERVICE.full_name}/{m.name}": m for m in SERVICE.methods}
+
+    def service(self, call: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        """gRPC's handler of a call."""
+        method = self._methods.get(call.method)
+        if method is None:
+            return None
+        request, reply = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
+        make = grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
+        behave = self._stream(method.name) if method.server_streaming else self._unary(method.name)
+        return make(behave, request_deserializer=request.FromString, response_serializer=reply.SerializeToString)
+
+    def _unary(self, name: str) -> Callable[[Message, grpc.ServicerContext], Message]:
+        def behave(request: Message, context: grpc.ServicerContext) -> Message:
+            try:
+                return getattr(self._door, name)(request, self._caller(name, context), context)
+            except Exception as error:  # each becomes a status with one line
+                _abort(context, error)
+
+        return behave
+
+    def _stream(self, name: str) -> Callable[[Message, grpc.ServicerContext], Iterator[Message]]:
+        def behave(request: Message, context: grpc.ServicerContext) -> Iterator[Message]:
+            try:
+                yield from getattr(self._door, name)(request, self._caller(name, context), context)
+            except Exception as error:  # each becomes a status with one line
+                _abort(context, error)
+
+        return behave
+
+    def _caller(self, method: str, context: grpc.ServicerContext) -> Caller:
+        shown = context.auth_context().get("x509_pem_cert", [b""])[0]
+        person = self._folder.people.admit(shown, authority=self._folder.authority_pem)
+        caller = Caller(person.name, person.roles, person.fingerprint)
+        if not set(person.roles) & set(ROLES[method]):
+            self._note("refusal", "", {"caller": caller.to_dict(), "method": method, "code": "role"})
+            wanted = " or ".join(ROLES[method])
+            raise RefusedError(f"{method} is for {wanted}; {person.name} is {', '.join(person.roles)}")
+        return caller
+
+
+def _abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
+    if not isinstance(error, FedsealError):
+        if context.is_active():  # else it is the end of a watcher who went away
+            _log.error("a call failed", exc_info=error)
+        context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__}; the coordinator's output says more")
+    code = next((code for kind, code in _CODES if isinstance(error, kind)), grpc.StatusCode.FAILED_PRECONDITION)
+    context.abort(code, " ".join(str(error).split()))
+    raise error  # not reached: abort raises
+
+
+def open_door(door: Door, folder: CoordinatorFolder, note: Note) -> grpc.Server:
+    """Start serving.  Raises `JobFailed` where the port is taken."""
+    addresses, pair = folder.addresses(), folder.server()
+    server = grpc.server(
+        ThreadPoolExecutor(WORKERS, thread_name_prefix="door"),
+        handlers=[_Guarded(door, folder, note)],
+        options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", MAX_REQUEST)],
+        maximum_concurrent_rpcs=WORKERS,
+    )
+    credentials = grpc.ssl_server_credentials(
+        [(pair.key, pair.certificate)], root_certificates=folder.authority_pem, require_client_auth=True
+    )
+    where = f"{addresses.bind}:{addresses.door_port}"
+    try:
+        server.add_secure_port(where, credentials)
+    except RuntimeError:
+        raise JobFailed(f"door: {where} is taken by another program") from None
+    server.start()
+    return server

@@ -1,0 +1,122 @@
+"""Submitted runs: each in a process of its own, which ends with the coordinator and can be resumed afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from fl_core.config import Job, load_job
+from fl_core.errors import JobFailed, UsageError
+from server.coordinator.folder import CoordinatorFolder
+from server.coordinator.submission import Caller, Events, save
+from server.registry import RunFolder, RunInfo, all_runs, find, find_unfinished, new_run_id
+from server.runtimes.superlink import SuperLink
+
+STOP_SECONDS = 60.0
+
+
+class Runs:
+    """The runs of a coordinator.  `start` is for its main thread: a process ends with the thread that started it."""
+
+    def __init__(self, folder: CoordinatorFolder, superlink: SuperLink) -> None:
+        self.folder, self.home, self._superlink = folder, folder.home, superlink
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    # ---- start and end
+
+    def start(self, table: Mapping[str, Any], caller: Caller, *, resume: bool) -> tuple[RunInfo, int]:
+        """Check a job and start its process; returns the run and how many events it has had.
+
+        Raises `UsageError`, `RefusedError` or `JobFailed`.
+        """
+        job = load_job(table)
+        if job.runtime != "deployment":
+            raise UsageError(f"runtime {job.runtime!r}; allowed at a coordinator: deployment")
+        names = [p.name for p in job.parties] + list(job.train.receivers)
+        nodes = self.folder.nodes.flower_ids(names)
+        run, info = self._place(job, resume=resume)
+        save(run.path, table, caller)
+        events = Events(run.path)
+        had = events.count()
+        self._spawn(run, info, nodes, resume=resume)
+        return info, had
+
+    def _place(self, job: Job, *, resume: bool) -> tuple[RunFolder, RunInfo]:
+        if resume:
+            run, info = find_unfinished(self.home, job.digest())
+            if run.is_alive():
+                raise JobFailed(f"run {info.run} of this job is running; fedseal logs {info.run} --follow")
+            return run, info
+        number = new_run_id()
+        out = str(self.home.runs / number / "out")
+        os.makedirs(out, exist_ok=True)
+        info = RunInfo(number, job.name, job.kind, job.runtime, job.digest(), out, time.time(), os.getpid())
+        return RunFolder.create(self.home, info), info
+
+    def _spawn(self, run: RunFolder, info: RunInfo, nodes: dict[str, int], *, resume: bool) -> None:
+        task = self._superlink.start_run(info.run)
+        if resume:
+            Events(run.path).add("resumed", 0, {})
+        given = {
+            "task": {"task_id": task.task_id, "run_id": task.run_id, "token": task.token},
+            "address": self._superlink.address,
+            "ca": self._superlink.ca.decode(),
+            "nodes": nodes,
+            "resume": resume,
+        }
+        with run.log.open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "server.coordinator.run_process", str(self.home.path), info.run],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(given).encode())
+        process.stdin.close()
+        self._processes[info.run] = process
+
+    def reap(self) -> list[tuple[str, int]]:
+        """Runs whose process has ended since the last look, with its exit code."""
+        ended = [(run, code) for run, p in self._processes.items() if (code := p.poll()) is not None]
+        for run, _ in ended:
+            del self._processes[run]
+        return ended
+
+    @property
+    def active(self) -> list[str]:
+        """Runs that go on."""
+        return list(self._processes)
+
+    def stop_all(self) -> None:
+        """Stop every run so that it can be resumed; called when the coordinator ends."""
+        for run in self._processes:
+            RunFolder(self.home.runs / run).ask_to_stop()
+        end = time.monotonic() + STOP_SECONDS
+        for process in self._processes.values():
+            try:
+                process.wait(max(0.1, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    # ---- what people ask
+
+    def find(self, wanted: str) -> tuple[RunFolder, RunInfo]:
+        """A run by any of its names."""
+        return find(self.home, wanted)
+
+    def all(self) -> list[RunInfo]:
+        """Every run, oldest first."""
+        return [info for _, info in all_runs(self.home)]
+
+    def is_going_on(self, run: RunFolder) -> bool:
+        """Whether a run's process is there; it holds the run's lock a moment after it has started."""
+        process = self._processes.get(run.path.name)
+        return (process is not None and process.poll() is None) or run.is_alive()

@@ -1,0 +1,83 @@
+"""What the operator sees of a coordinator: its parts, its nodes, its certificate."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from typing import Any
+
+from rich.console import Console
+
+from fl_core.errors import FedsealError
+from server.coordinator.folder import SOON_DAYS, CoordinatorFolder
+from server.runtimes.superlink import SuperLink
+
+
+def look(folder: CoordinatorFolder) -> dict[str, Any]:
+    """`ok`, `running`, `parts`, `runs`, `nodes` (name, state, connected, fingerprint), `certificate`, `problems`."""
+    problems: list[str] = []
+    found: dict[str, Any] = {"running": False, "parts": {}, "runs": [], "restarts": {}}
+    held = json.loads(folder.running.read_text(encoding="utf-8")) if folder.running.exists() else {}
+    health = _health(str(held["health"])) if held else None
+    if health is None:
+        problems.append("not running; allowed: fedseal coordinator start")
+    else:
+        found |= {"running": True, "parts": health["parts"], "runs": health["runs"], "restarts": health["restarts"]}
+        problems += [f"{part} is {state}" for part, state in health["parts"].items() if state != "running"]
+    online: dict[int, bool] = {}
+    if health is not None:
+        try:
+            link = SuperLink(str(held["superlink"]), folder.authority_pem, folder.secret.read_bytes())
+            online = link.online()
+        except FedsealError as error:
+            problems.append(str(error))
+    found["nodes"] = [
+        {
+            "name": n.name,
+            "state": n.state,
+            "connected": online.get(n.flower_id, False) and n.state == "enabled",
+            "fingerprint": n.fingerprint,
+        }
+        for n in folder.nodes.all().values()
+    ]
+    try:
+        checked = folder.check()
+        found["certificate"] = {"hosts": list(checked.hosts), "days_left": checked.days_left}
+        if checked.days_left < SOON_DAYS:
+            problems.append(f"the server's certificate ends in {checked.days_left} days: fedseal coordinator renew")
+    except FedsealError as error:
+        problems.append(str(error))
+    return {"ok": not problems, **found, "problems": problems}
+
+
+def _health(url: str) -> dict[str, Any] | None:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as reply:  # noqa: S310  # our own, on loopback
+            return dict(json.load(reply))
+    except urllib.error.HTTPError as error:
+        return dict(json.load(error))
+    except (OSError, ValueError):
+        return None
+
+
+def show(found: dict[str, Any]) -> None:
+    """For a person."""
+    console = Console(highlight=False, soft_wrap=True)
+    parts = ", ".join(f"{name} {state}" for name, state in found["parts"].items())
+    console.print(f"{'running' if found['running'] else 'not running'}  {parts}")
+    for run in found["runs"]:
+        console.print(f"run {run}")
+    show_nodes(found["nodes"])
+    for problem in found["problems"]:
+        console.print(f"[yellow]{problem}[/yellow]")
+
+
+def show_nodes(nodes: list[dict[str, Any]]) -> None:
+    """A line a node."""
+    console = Console(highlight=False, soft_wrap=True)
+    if not nodes:
+        console.print("no nodes registered; fedseal coordinator register CARD")
+    for n in nodes:
+        state = n["state"] if n["state"] != "enabled" else "connected" if n["connected"] else "not connected"
+        console.print(f"{n['name']:<24} {state:<14} {n['fingerprint'][:16]}…")

@@ -1,0 +1,69 @@
+"""A submitted job as the coordinator keeps it in the run's folder, and what happens in the run, for those who watch.
+
+`submission.json` (0600) holds the job's table: the parties' own parts are told to their nodes alone.  `events.jsonl`
+holds one event a line; the last one is `summary` or `failed`.  Both outlive the coordinator's process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fl_core.files import write_atomic
+
+SUMMARY, FAILED = "summary", "failed"
+ENDS = (SUMMARY, FAILED)
+
+
+@dataclasses.dataclass(frozen=True)
+class Caller:
+    """Who is at the door; this goes on the ledger."""
+
+    name: str
+    roles: tuple[str, ...]
+    certificate: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {"name": self.name, "roles": list(self.roles), "certificate": self.certificate}
+
+
+def save(folder: Path, table: Mapping[str, Any], caller: Caller) -> None:
+    """Keep a submission."""
+    write_atomic(folder / "submission.json", json.dumps({"job": table, "caller": caller.to_dict()}).encode())
+
+
+def load(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The job's table and who submitted it last."""
+    held = json.loads((folder / "submission.json").read_text(encoding="utf-8"))
+    return held["job"], held["caller"]
+
+
+class Events:
+    """The events of a run; one process writes, any number read."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "events.jsonl"
+
+    def add(self, kind: str, round: int, facts: Mapping[str, Any]) -> None:
+        """Append one."""
+        line = json.dumps({"kind": kind, "round": round, "facts": facts, "time": time.time()}, default=str)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def read(self, after: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Whole events from the one numbered `after` on, with the number that follows each."""
+        if not self._path.exists():
+            return
+        with self._path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if number > after and line.endswith("\n"):
+                    yield number, json.loads(line)
+
+    def count(self) -> int:
+        """How many there are."""
+        return sum(1 for _ in self.read())
