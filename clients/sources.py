@@ -1,4 +1,4 @@
-"""A party's own file, read once and checked: csv, csv.gz, parquet or npz, into features, labels and ids.
+"""A party's own data, read once and checked: csv, csv.gz, parquet, npz or SQL, into features, labels and ids.
 
 Nothing is guessed and nothing dropped: a value that cannot be used is named with its place. These messages
 stay in the party's own log; what travels is their code. npz is read without pickle, so a file can run
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clients.sql_source import SqlSource, read_sql
 from fl_core.errors import DataError
 
 if TYPE_CHECKING:
@@ -35,11 +36,11 @@ Place = Callable[[Sequence[int]], list[int]]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Table:
-    """What a file holds.
+    """What a file or a query's result holds.
 
     x : (n, features) float32, or (n, c, h, w) of an npz of pictures (uint8 pixels brought to [0, 1]); finite.
     labels : (n,) text; whole numbers without a fraction ("1", not "1.0").
-    feature_names : a name for each value of a row, in the file's order.
+    feature_names : a name for each value of a row, in the source's order.
     ids : (n,) text, the id columns joined by a unit separator; None where no id column was asked for.
     """
 
@@ -66,23 +67,25 @@ class _Source:
         return DataError(f"{self.where}, column {column!r}", f"{problem}: {shown}{more}", allowed=allowed)
 
 
-def read_table(path: Path, *, id_columns: Sequence[str], label: str, where: str) -> Table:
-    """Read a party's file; every column that is neither id nor label is a feature.
+def read_table(path: Path | SqlSource, *, id_columns: Sequence[str], label: str, where: str) -> Table:
+    """Read a party's file or query; every column that is neither id nor label is a feature.
 
     Parameters
     ----------
     path : csv and csv.gz need a header; parquet; npz with arrays `x` (n, …) and the label's, or one array a
-        column.
+        column. Or a database's URL with a query; its rows are numbered from 1.
     id_columns : columns that name a row; not features.
     label : the column to learn.
     where : how messages begin, such as `party bank_a`.
 
     Raises
     ------
-    DataError : the file cannot be read, a column is missing or there twice, no rows, a feature that is not a
-        finite number, a missing label or id. One line: what, where, at most three values with their rows,
-        what is allowed.
+    DataError : the file or database cannot be read, a column is missing or there twice, no rows, a feature
+        that is not a finite number, a missing label or id. One line: what, where, at most three values with
+        their rows, what is allowed.
     """
+    if isinstance(path, SqlSource):
+        return _from_query(path, id_columns, label, where)
     where = f"{where}: {path.name}"
     kind = next((f for f in sorted(FORMATS, key=len, reverse=True) if path.name.lower().endswith(f)), None)
     if kind is None:
@@ -93,11 +96,22 @@ def read_table(path: Path, *, id_columns: Sequence[str], label: str, where: str)
         return _from_npz(path, id_columns, label, where)
     if kind == ".parquet":
         columns = _read_parquet(path, where)
-        source = _Source(where, lambda rows: [r + 1 for r in rows], "row")
+        source = _Source(where, _from_one, "row")
     else:
         columns = _read_csv(path, where)
         source = _Source(where, lambda rows: _csv_lines(path, rows), "line")
     return _from_columns(columns, id_columns, label, source)
+
+
+def _from_query(query: SqlSource, id_columns: Sequence[str], label: str, where: str) -> Table:
+    columns = read_sql(query, where)
+    where = f"{where}: query result"
+    _check_header(columns.column_names, where)
+    return _from_columns(columns, id_columns, label, _Source(where, _from_one, "row"))
+
+
+def _from_one(rows: Sequence[int]) -> list[int]:
+    return [row + 1 for row in rows]
 
 
 def _read_csv(path: Path, where: str) -> pa.Table:

@@ -37,6 +37,7 @@ class RunInfo:
     ended: float | None = None
     error: str = ""
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    coordinator: str = ""  # where a run that was submitted from here runs
 
 
 class RunFolder:
@@ -70,7 +71,7 @@ class RunFolder:
     def info(self) -> RunInfo:
         """The stored facts; a run whose process is gone is "interrupted"."""
         info = RunInfo(**json.loads((self.path / "run.json").read_text(encoding="utf-8")))
-        if info.status == ACTIVE and not self.is_alive():
+        if info.status == ACTIVE and not info.coordinator and not self.is_alive():
             info.status = "interrupted"
         return info
 

@@ -157,7 +157,7 @@ class Running:
             runtimes.warm_up(self.job.runtime)
             try:
                 identity = Identity.load_or_create(self.home.coordinator, COORDINATOR)
-                ledger = stack.enter_context(Ledger.open(self.home.ledger, identity))
+                self.ledger = ledger = stack.enter_context(Ledger.open(self.home.ledger, identity))
                 self._open_run(ledger, identity)
                 for entry in ledger.entries(run=self.info.run, kind="round"):  # what a crash kept from MLflow
                     mlflow.record(RoundRecord.from_body(self.info.run, entry.body))
@@ -222,6 +222,9 @@ class Running:
             if text:
                 self.failures[party] = text
                 event = replace(event, facts={**event.facts, "text": text})
+        if event.kind == "round" and self.link is not None:
+            head = {"size": self.ledger.size, "root": self.ledger.root.hex()}
+            event = replace(event, facts={**event.facts, "ledger": head})
         self.folder.write_log(f"{event.kind} round {event.round} {json.dumps(event.facts, default=str)}")
         self.on_event(event)
 

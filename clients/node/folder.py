@@ -31,6 +31,7 @@ from fl_core.home import Home
 from fl_core.trust import canonical
 from fl_core.trust.identity import CardBook, Identity
 from fl_core.trust.node_card import NodeCard
+from fl_core.urls import without_password
 
 if TYPE_CHECKING:
     from clients.sql_source import SqlSource
@@ -44,6 +45,11 @@ class Source:
 
     place: str
     query: str | None = None
+
+    @property
+    def shown(self) -> str:
+        """The place as people may see it: without a password."""
+        return self.place if self.query is None else without_password(self.place)
 
     def open(self) -> Path | SqlSource:
         """What the reader of data takes."""

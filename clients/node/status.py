@@ -14,7 +14,6 @@ from clients.node.folder import NodeFolder, Settings
 from clients.policy import EVERY
 from fl_core.files import locked
 from fl_core.trust.budget import OWNER_DELTA, Budget
-from fl_core.urls import without_password
 
 
 def look(folder: NodeFolder) -> dict[str, Any]:
@@ -46,7 +45,7 @@ def _data(folder: NodeFolder, settings: Settings) -> list[dict[str, Any]]:
     found = []
     for name in dict.fromkeys([*settings.sources, *spent]):
         source, limit = settings.sources.get(name), settings.limits.get(name, settings.limits.get(EVERY))
-        told: dict[str, Any] = {"name": name, "place": without_password(source.place) if source else None}
+        told: dict[str, Any] = {"name": name, "place": source.shown if source else None}
         told |= {"max_epsilon": limit, "rows": None, "epsilon_spent": 0.0, "epsilon_left": limit}
         if budget is not None and name in spent:
             from fl_core.learning import privacy

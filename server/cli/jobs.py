@@ -6,12 +6,16 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fl_core.errors import FedsealError, UsageError
 from server.cli.options import HomeOption, JsonOption
+
+if TYPE_CHECKING:
+    from fl_core.home import Home
+    from server.registry import RunFolder
 
 JobArgument = Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job file.")]
 RunArgument = Annotated[
@@ -57,7 +61,7 @@ def run(
         try:
             summary = _run(job, changes, home=home, out=out, resume=resume, on_event=progress.event)
         except FedsealError as error:
-            if as_json:
+            if as_json and error.exit_code:
                 status = {2: "usage", 3: "refused"}.get(
                     error.exit_code, "stopped" if error.code == "stopped" else "failed"
                 )
@@ -120,16 +124,27 @@ def check(job: JobArgument, overrides: SetOption = None, home: HomeOption = None
 
 
 def runs(home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """List the runs of this home."""
+    """List the runs of this home, and those of the coordinator that it holds a pass to."""
     from fl_core.home import Home
     from server.cli.progress import show_runs
     from server.registry import all_runs, facts
 
-    found = [facts(info) for _, info in all_runs(Home.open(home))]
+    place = Home.open(home)
+    found = {info.run: facts(info) for _, info in all_runs(place)}
+    if (place.path / "pass.json").exists():
+        from clients.door import Unreachable
+        from server.runtimes.remote import runs_there
+
+        try:
+            for told in runs_there(place):
+                found[told["run"]] = told | {k: v for k, v in found.get(told["run"], {}).items() if k == "out"}
+        except Unreachable as error:
+            print(f"fedseal: {error}; runs there as they were when last seen", file=sys.stderr)
+    listed = sorted(found.values(), key=lambda told: told["started"])
     if as_json:
-        print(json.dumps({"runs": found}))
+        print(json.dumps({"runs": listed}))
     else:
-        show_runs(found)
+        show_runs(listed)
 
 
 def logs(
@@ -139,27 +154,63 @@ def logs(
 ) -> None:
     """Print a run's log."""
     from fl_core.home import Home
-    from server.registry import find
 
-    folder, _ = find(Home.open(home), run)
+    place = Home.open(home)
+    folder, there = _find(place, run)
+    if there:
+        from server.runtimes.remote import logs_there
+
+        for data in logs_there(place, there, follow=follow):
+            _print(data)
+        return
+    assert folder is not None
     at = 0
     while True:
         alive = follow and folder.is_alive()  # asked before reading: then the last lines are there
         text = folder.log.read_bytes()[at:] if folder.log.exists() else b""
         at += len(text)
-        sys.stdout.write(text.decode(errors="replace"))
-        sys.stdout.flush()
+        _print(text)
         if not alive:
             return
         time.sleep(0.3)
 
 
+def _print(data: bytes) -> None:
+    sys.stdout.write(data.decode(errors="replace"))
+    sys.stdout.flush()
+
+
+def _find(home: Home, wanted: str) -> tuple[RunFolder | None, str]:
+    """A run of this home, or the id of one at the coordinator that it holds a pass to."""
+    from server.registry import find
+
+    try:
+        folder, info = find(home, wanted)
+        return folder, info.run if info.coordinator else ""
+    except UsageError:
+        if not (home.path / "pass.json").exists():
+            raise
+        return None, wanted
+
+
 def stop(run: RunArgument, home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Ask a run to stop; it can be resumed."""
     from fl_core.home import Home
-    from server.registry import find
 
-    folder, info = find(Home.open(home), run)
+    place = Home.open(home)
+    folder, there = _find(place, run)
+    if there:
+        from server.runtimes.remote import stop_there
+
+        answer = stop_there(place, there)
+    else:
+        assert folder is not None
+        answer = _stop(folder)
+    print(json.dumps(answer) if as_json else f"{answer['name']}: {answer['status']}")
+
+
+def _stop(folder: RunFolder) -> dict[str, Any]:
+    info = folder.info()
     if not folder.is_alive():
         raise UsageError(f"run {info.name} ({info.run}) is not running: {info.status}")
     folder.ask_to_stop()
@@ -167,5 +218,4 @@ def stop(run: RunArgument, home: HomeOption = None, as_json: JsonOption = False)
         if not folder.is_alive():
             break
         time.sleep(0.1)
-    answer: dict[str, Any] = {"run": info.run, "name": info.name, "status": folder.info().status}
-    print(json.dumps(answer) if as_json else f"{info.name}: {answer['status']}")
+    return {"run": info.run, "name": info.name, "status": folder.info().status}

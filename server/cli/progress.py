@@ -89,6 +89,8 @@ class Progress:
         )
         if "epsilon" in facts:
             line += f", ε {facts['epsilon']}"
+        if "ledger" in facts:
+            line += f", ledger {facts['ledger']['size']} {facts['ledger']['root'][:8]}…"
         self._line(f"{line}, {facts['seconds']} s")
         self.say(f"round {number + 1}")
 

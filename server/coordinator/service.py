@@ -55,7 +55,7 @@ class Coordinator:
         self.link = SuperLink(f"127.0.0.1:{free_port()}", folder.authority_pem, folder.secret.read_bytes())
         self.runs = Runs(folder, self.link)
         self.service = Service(self._children(), self._died)
-        self._synced, self._pruned = -1, 0.0
+        self._synced, self._pruned = -1, -PRUNE_EVERY
 
     # ---- life
 
@@ -102,12 +102,12 @@ class Coordinator:
         self.service.watch()
         for run, code in self.runs.reap():
             self._say(f"run {run} ended ({'done' if code == 0 else f'exit code {code}'})")
-            self._pruned = 0.0
+            self._pruned = -PRUNE_EVERY
         try:
-            self._sync()
-            if time.monotonic() - self._pruned > PRUNE_EVERY and not self.runs.active:
-                prune(self.folder.database)
+            if time.monotonic() - self._pruned > PRUNE_EVERY:
                 self._pruned = time.monotonic()
+                prune(self.folder.database, vacuum=not self.runs.active)
+            self._sync()
         except FedsealError as error:
             self._say(str(error))
 
@@ -199,12 +199,16 @@ class Coordinator:
         self._say("ready")
 
     def _sync(self) -> None:
-        """Have Flower know every registered node."""
+        """Have Flower know every registered node, and no other."""
         register = self.folder.nodes
         changed = register.path.stat().st_mtime_ns if register.path.exists() else 0
         if changed == self._synced:
             return
-        for node in register.all().values():
+        nodes = register.all().values()
+        for number in self.link.online().keys() - {n.flower_id for n in nodes}:
+            self.link.unregister(number)
+            self._pruned = -PRUNE_EVERY
+        for node in nodes:
             if not node.flower_id:
                 register.set_flower_id(node.name, self.link.register(node.key))
                 self._say(f"node {node.name} registered ({node.fingerprint[:16]}…)")

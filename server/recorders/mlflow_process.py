@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fl_core.errors import JobFailed
-from server.recorders.spool import Spool, without_password
+from fl_core.urls import without_passwords
+from server.recorders.spool import Spool
 
 if TYPE_CHECKING:
     from server.recorders.mlflow_writer import Writer
@@ -114,7 +115,7 @@ class Delivery:
     def _say(self, error: Exception) -> str:
         """One line for the log, each but once, without a password."""
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        text = without_password(first)[:300]
+        text = without_passwords(first)[:300]
         if text not in self._said and len(self._said) < 100:
             self._said.add(text)
             _log.error("%s", text)

@@ -20,7 +20,6 @@ import dataclasses
 import fcntl
 import json
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,11 +53,6 @@ class State:
     refused: int = 0
     refusal: str = ""
     version: str | None = None
-
-
-def without_password(text: str) -> str:
-    """The text with the credentials of any URI in it left out."""
-    return re.sub(r"//[^/@\s]+@", "//", text)
 
 
 class Spool:

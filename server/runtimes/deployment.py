@@ -26,7 +26,7 @@ from server.runtimes.base import FederationGrid
 
 LINK_SECONDS = 120.0  # that the SuperLink may be away
 PATIENCE = 120.0  # with a node that was connected when it was asked: Flower notes its loss after 50 to 65 s
-OFFLINE_PATIENCE = 20.0  # with one that was not
+OFFLINE_PATIENCE = 10.0  # with one that was not
 PAUSE = 2.0
 AGAIN = frozenset(
     {

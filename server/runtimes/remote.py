@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from fl_core.files import write_atomic
 from fl_core.home import Home
 from fl_core.schema import plain
 from fl_core.trust.federation import Pass
+from fl_core.wire.door_pb2 import SubmitReply
 from server.registry import RunFolder, RunInfo
 from strategies.coordination import Event, Stopped
 
@@ -30,11 +31,20 @@ LOST_SECONDS = 300.0
 PAUSE = 2.0
 
 
+_STATUS = {"stopped": "stopped", "interrupted": "interrupted"}
+
+
 class Detached(FedsealError):
     """The person went away; the run goes on."""
 
     code = "detached"
     exit_code = 0
+
+
+class Interrupted(JobFailed):
+    """The coordinator ended in the run."""
+
+    code = "interrupted"
 
 
 def read_pass(home: Home) -> Pass:
@@ -62,19 +72,46 @@ def run_remote(
     free(target)
     with DoorClient(read_pass(home)) as door:
         submitted = door.submit(table_of(job), resume=resume, version=version("fedseal"))
-        run, digest = submitted.run, submitted.digest
-        info = RunInfo(run, job.name, job.kind, job.runtime, digest, str(target.absolute()), time.time(), 0)
-        folder = RunFolder.create(home, info) if not (home.runs / run / "run.json").exists() else None
+        note = _Note(home, job, submitted, target, door.address)
         try:
             if on_event is not None:
-                on_event(Event("submitted", 0, {"run": run, "coordinator": door.address}))
-            summary = watch(door, run, on_event or (lambda _: None), after=submitted.events)
+                on_event(Event("submitted", 0, {"run": submitted.run, "coordinator": door.address}))
+            summary = watch(door, submitted.run, on_event or (lambda _: None), after=submitted.events)
         except KeyboardInterrupt:
+            run = submitted.run
             raise Detached(f"run {run} goes on; fedseal logs {run} --follow, fedseal stop {run}") from None
+        except FedsealError as error:
+            note.ended(_STATUS.get(error.code, {3: "refused"}.get(error.exit_code, "failed")), error=str(error))
+            raise
     write_atomic(target / "summary.json", json.dumps(summary, indent=1).encode(), mode=0o644)
-    if folder is not None:
-        folder.save(dataclasses.replace(info, status="done", ended=time.time(), metrics=summary["metrics"]))
+    note.ended("done", metrics=summary["metrics"], mlflow_run_id=summary["mlflow_run_id"])
     return summary
+
+
+class _Note:
+    """What this home keeps of a run that it submitted, so that `runs`, `logs` and `stop` find it."""
+
+    def __init__(self, home: Home, job: Job, submitted: SubmitReply, out: Path, coordinator: str) -> None:
+        self._info = RunInfo(
+            submitted.run,
+            job.name,
+            job.kind,
+            job.runtime,
+            submitted.digest,
+            str(out.absolute()),
+            time.time(),
+            0,
+            coordinator=coordinator,
+        )
+        if (home.runs / submitted.run / "submission.json").exists():  # the coordinator's own home holds the run itself
+            self._folder = None
+        else:
+            self._folder = RunFolder.create(home, self._info)
+
+    def ended(self, status: str, **facts: Any) -> None:
+        """How it ended."""
+        if self._folder is not None:
+            self._folder.save(dataclasses.replace(self._info, status=status, ended=time.time(), **facts))
 
 
 def watch(door: DoorClient, run: str, on_event: Callable[[Event], None], *, after: int = 0) -> dict[str, Any]:
@@ -90,13 +127,32 @@ def watch(door: DoorClient, run: str, on_event: Callable[[Event], None], *, afte
                 if event.kind == "failed":
                     raise _error(facts)
                 if event.kind == "interrupted":
-                    raise JobFailed(f"the coordinator was interrupted in run {run}; --resume goes on")
+                    raise Interrupted(f"the coordinator was interrupted in run {run}; --resume goes on")
                 on_event(Event(event.kind, event.round, facts))
         except Unreachable as error:
             if time.monotonic() - heard > LOST_SECONDS:
                 raise JobFailed(f"{error}; run {run} may go on there") from None
             on_event(Event("lost", 0, {"text": str(error)}))
         time.sleep(PAUSE)
+
+
+def runs_there(home: Home) -> list[dict[str, Any]]:
+    """The coordinator's runs."""
+    with DoorClient(read_pass(home)) as door:
+        return door.runs()
+
+
+def logs_there(home: Home, run: str, *, follow: bool) -> Iterator[bytes]:
+    """The log of a run at the coordinator."""
+    with DoorClient(read_pass(home)) as door:
+        yield from door.logs(run, follow=follow)
+
+
+def stop_there(home: Home, run: str) -> dict[str, Any]:
+    """Stop a run at the coordinator."""
+    with DoorClient(read_pass(home)) as door:
+        number, status = door.stop(run)
+    return {"run": number, "name": run, "status": status}
 
 
 def _error(facts: dict[str, Any]) -> FedsealError:

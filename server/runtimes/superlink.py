@@ -73,7 +73,7 @@ class SuperLink:
         """Whether each registered node is connected."""
         with self._control() as control:
             nodes = control.ListNodes(ListNodesRequest()).nodes_info
-        return {node.node_id: node.status == ONLINE for node in nodes}
+        return {node.node_id: node.status == ONLINE for node in nodes if not node.unregistered_at}
 
     def start_run(self, run: str) -> Task:
         """Start a Flower run for fedseal's `run` and take its task, which is for this coordinator alone.

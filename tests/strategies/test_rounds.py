@@ -385,7 +385,9 @@ def test_the_owners_limit_refuses_the_second_job_before_its_data_are_opened(tmp_
 
     opened = []
     real = clients.guard.load_party_data
-    monkeypatch.setattr(clients.guard, "load_party_data", lambda j, p, policy: opened.append(p.name) or real(j, p, policy))
+    monkeypatch.setattr(
+        clients.guard, "load_party_data", lambda j, p, policy: opened.append(p.name) or real(j, p, policy)
+    )
     with pytest.raises(BudgetExceeded):
         fed.run(job, run="second")
     assert "b" not in opened
