@@ -51,11 +51,12 @@ class Participant:
         self._roster_held: Roster | None = None
         self._group_key: GroupKey | None = None
         self.number = 0
+        self._asked: dict[str, Any] = {}  # the job of a request to join that may be refused
 
     @property
     def job(self) -> tuple[str, str]:
         """Name and kind of the run's job; empty before it has joined."""
-        view = self.state.facts.get("view", {}) if self.state else {}
+        view = self.state.facts.get("view", {}) if self.state else self._asked
         return str(view.get("name", "")), str(view.get("kind", ""))
 
     # ---- every step
@@ -126,6 +127,7 @@ class Participant:
         view = canonical.decode(packet.blobs.get("job", b""), max_bytes=messages.MAX_HEAD)
         if public_digest(view) != field(packet.statement.body, "job", str):
             raise BadMessage("the job is not the one the request names")
+        self._asked = view
         own = own_part(self.config, packet)
         job, party = bind(self.config, view, own, begun=self.state is not None)
         admission = admit(job, party, self.store, self.config.run, self.config.policy)

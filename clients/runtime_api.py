@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import httpx
 from flwr.app import Context, Message
@@ -40,7 +40,12 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_pull_object_fn_protobuf,
     make_push_object_fn_protobuf,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects, push_objects
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    ObjectUnavailableError,
+    inflate_object_from_contents,
+    push_objects,
+)
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufClientInterceptor, ProtobufRequestContext
 from flwr.supercore.retry import RetryInvoker, exponential
@@ -86,7 +91,7 @@ class RuntimeApi:
     """
 
     def __init__(self, address: str, *, ca: bytes | None, secret: bytes | None, patience: float) -> None:
-        self._token = ""
+        self._token, self._lost = "", threading.Event()
         interceptors: list[ProtobufClientInterceptor] = [
             RuntimeVersionHttpInterceptor(component_name="SuperExec"),
             self,
@@ -122,6 +127,7 @@ class RuntimeApi:
     def begin(self, task: Task) -> TaskInput:
         """Start working on a task: from here on messages made in this process are its own."""
         self._token = task.token
+        self._lost.clear()
         got = self._client.PullTaskInput(PullTaskInputRequest())
         context, run = context_from_proto(got.context), run_from_proto(got.run)
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = got.task_id, run.run_id, context.node_id
@@ -137,16 +143,21 @@ class RuntimeApi:
         """Say that the task is alive; False when Flower has given it up."""
         return bool(self._client.SendTaskHeartbeat(SendTaskHeartbeatRequest()).success)
 
+    @property
+    def lost(self) -> bool:
+        """Whether Flower gave the task up, as far as a heartbeat has told."""
+        return self._lost.is_set()
+
     @contextmanager
-    def beating(self, on_lost: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Say so from a thread for as long as the block lasts; `on_lost` is called when Flower gave the task up."""
+    def beating(self) -> Iterator[None]:
+        """Say so from a thread for as long as the block lasts; see `lost`."""
         done = threading.Event()
 
         def run() -> None:
             while not done.wait(BEAT_SECONDS):
                 try:
                     if not self.beat():
-                        return on_lost()
+                        return self._lost.set()
                 except httpx.HTTPError as error:
                     _log.warning("no heartbeat: %s", type(error).__name__)
             return None
@@ -179,31 +190,62 @@ class RuntimeApi:
             push_objects(objects, push, object_ids_to_push=set(got.objects_to_push), keep_objects=True)
         return next(iter(got.message_ids), message.metadata.message_id)
 
-    def arrived(self, message_ids: list[str] | None = None) -> list[ObjectTree]:
-        """What has arrived, still to be fetched; each is told once."""
-        return self._trees(message_ids)[1]
+    def arrived(self, message_ids: Iterable[str] = ()) -> list[tuple[str, Parcel]]:
+        """Messages (of an executor), or replies to these messages, with the id they answer; each is told once."""
+        got = self._client.PullMessages(PullAppMessagesRequest(message_ids=message_ids))
+        pairs = zip(got.messages_list, got.message_object_trees, strict=False)  # a SuperNode tells the trees alone
+        answered = [message.metadata.reply_to_message_id for message, _ in pairs]
+        answered += [""] * (len(got.message_object_trees) - len(answered))
+        return [(name, Parcel(tree)) for name, tree in zip(answered, got.message_object_trees, strict=True)]
 
-    def replies(self, message_ids: list[str]) -> list[tuple[str, ObjectTree]]:
-        """Replies that have arrived to these messages, still to be fetched, each with the id it answers."""
-        messages, trees = self._trees(message_ids)
-        return [(m.metadata.reply_to_message_id, tree) for m, tree in zip(messages, trees, strict=True)]
+    def advance(self, parcel: Parcel, run_id: int, seconds: float) -> Message | None:
+        """Fetch what has come of a message; the message once it is whole, and confirmed.
 
-    def _trees(self, message_ids: list[str] | None) -> tuple[list[Message], list[ObjectTree]]:
-        got = self._client.PullMessages(PullAppMessagesRequest(message_ids=message_ids or []))
-        return list(got.messages_list), list(got.message_object_trees)
-
-    def fetch(self, tree: ObjectTree, run_id: int) -> Message:
-        """Fetch a message and confirm it; raises flwr's `ObjectPullError` when its content did not come."""
+        Raises `MessageGone` where the rest will not come, `TaskLost` where nobody waits for it any more.
+        """
         pull = make_pull_object_fn_protobuf(self._client.PullObject, self._node, run_id)
-        wanted = [part.object_id for part in iterate_object_tree(tree)]
-        contents = pull_objects(wanted, pull, initial_backoff=0.05, backoff_cap=0.5)
+        end = time.monotonic() + seconds
+        for part in parcel.missing():
+            while part not in parcel.contents:
+                if self._lost.is_set():
+                    raise TaskLost
+                try:
+                    parcel.contents[part] = pull(part)
+                except ObjectUnavailableError:
+                    if time.monotonic() > end:
+                        return None
+                    time.sleep(0.05)
+                except ObjectPullError:
+                    raise MessageGone from None
+        name = parcel.tree.object_id
         self._client.ConfirmMessageReceived(
-            ConfirmMessageReceivedRequest(node=self._node, run_id=run_id, message_object_id=tree.object_id)
+            ConfirmMessageReceivedRequest(node=self._node, run_id=run_id, message_object_id=name)
         )
-        message = inflate_object_from_contents(tree.object_id, contents)
+        message = inflate_object_from_contents(name, parcel.contents)
         assert isinstance(message, Message)
-        message.metadata.__dict__["_message_id"] = tree.object_id
+        message.metadata.__dict__["_message_id"] = name
         return message
+
+
+class TaskLost(Exception):
+    """Flower has given the task up."""
+
+
+class MessageGone(Exception):
+    """The other side no longer has the message."""
+
+
+@dataclass
+class Parcel:
+    """A message that comes in parts: its tree, and the parts by their ids that are here."""
+
+    tree: ObjectTree
+    contents: dict[str, bytes] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
+
+    def missing(self) -> list[str]:
+        """Parts that are still to come."""
+        return [part.object_id for part in iterate_object_tree(self.tree) if part.object_id not in self.contents]
 
 
 class Polling:

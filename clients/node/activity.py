@@ -29,6 +29,19 @@ _FILE = database.FileType(
 )
 
 
+# A last word does not change how a run ended here: co-signing after the closing, giving back what a refused run held.
+_STAYS = (
+    "(state = 'done' AND excluded.state IN ('active', 'stopped'))"
+    " OR (state IN ('refused', 'failed') AND excluded.state = 'stopped')"
+)
+_NOTE = (
+    "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, 1, ?, ?) ON CONFLICT (run) DO UPDATE SET"
+    " job = iif(excluded.job = '', job, excluded.job), kind = iif(excluded.kind = '', kind, excluded.kind),"
+    " last = excluded.last, step = excluded.step, round = excluded.round, messages = messages + 1,"
+    f" state = iif({_STAYS}, state, excluded.state), problem = iif({_STAYS}, problem, excluded.problem)"
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class RunActivity:
     """One run as this node saw it; `state` is active, done, stopped, refused or failed."""
@@ -60,11 +73,7 @@ class Activity:
             state = "refused" if account.refused else "failed"
         with self._open(writable=True) as db, database.transaction(db):
             db.execute(
-                "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, 1, ?, ?) ON CONFLICT (run) DO UPDATE SET"
-                " job = iif(excluded.job = '', job, excluded.job), kind = iif(excluded.kind = '', kind, excluded.kind),"
-                " last = excluded.last, step = excluded.step, round = excluded.round, messages = messages + 1,"
-                " state = iif(state = 'done' AND excluded.state = 'active', state, excluded.state),"
-                " problem = excluded.problem",
+                _NOTE,
                 (account.run, account.job, account.kind, now, now, account.step, account.round, state, account.problem),
             )
 

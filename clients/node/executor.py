@@ -19,12 +19,13 @@ import httpx
 from flwr.app import Context, Error, Message
 from flwr.common.constant import ErrorCode, SubStatus
 
-from clients.runtime_api import CLIENT_TASK, Polling, RuntimeApi, Task, TaskInput
+from clients.runtime_api import CLIENT_TASK, MessageGone, Polling, RuntimeApi, Task, TaskInput, TaskLost
 from fl_core import bundle
 from fl_core.errors import BadMessage
 from fl_core.processes import die_with_parent
 
 MESSAGE_SECONDS = 60.0
+PARTS_SECONDS = 3600.0  # a large message on a slow line
 _log = logging.getLogger("fedseal.executor")
 Answer = Callable[[Message, Context], Message]
 
@@ -52,8 +53,8 @@ class Executor:
                     continue
                 polling.busy()
                 self._work(task)
-            except httpx.HTTPError as error:  # the SuperNode is away; its task is lost with it
-                _log.warning("SuperNode: %s", error)
+            except (httpx.HTTPError, TaskLost, MessageGone) as error:  # the SuperNode answers for a task that is lost
+                _log.warning("a task is lost (%s: %s)", type(error).__name__, error)
                 time.sleep(1.0)
 
     def _work(self, task: Task) -> None:
@@ -67,11 +68,15 @@ class Executor:
     def _message(self, given: TaskInput) -> Message:
         """The task's message; a task is there before its message."""
         end = time.monotonic() + MESSAGE_SECONDS
-        while not (trees := self._api.arrived()):
+        while not (arrived := self._api.arrived()):
             if time.monotonic() > end:
                 raise httpx.ReadTimeout(f"waited {MESSAGE_SECONDS:g} s for a task's message")
             time.sleep(0.02)
-        return self._api.fetch(trees[0], given.run_id)
+        _, parcel = arrived[0]
+        while (message := self._api.advance(parcel, given.run_id, 10.0)) is None:
+            if time.monotonic() - parcel.began > PARTS_SECONDS:
+                raise MessageGone
+        return message
 
     def _reply(self, message: Message, given: TaskInput) -> Message:
         """The ClientApp's answer; a failure outside it travels as a class name only, and its text stays here."""

@@ -17,10 +17,8 @@ from typing import NoReturn
 import httpx
 from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode, SubStatus
-from flwr.proto.message_pb2 import ObjectTree
-from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
 
-from clients.runtime_api import Polling, RuntimeApi, Task
+from clients.runtime_api import MessageGone, Parcel, Polling, RuntimeApi, Task, TaskLost
 from fl_core.errors import JobFailed
 from server.runtimes.base import FederationGrid
 
@@ -28,6 +26,8 @@ LINK_SECONDS = 120.0  # that the SuperLink may be away
 PATIENCE = 120.0  # with a node that was connected when it was asked: Flower notes its loss after 50 to 65 s
 OFFLINE_PATIENCE = 10.0  # with one that was not
 PAUSE = 2.0
+PARTS_LOOK = 0.2
+PARTS_SECONDS = 240.0  # Flower forgets a half-sent reply after 180 s
 AGAIN = frozenset(
     {
         ErrorCode.NODE_UNAVAILABLE,
@@ -78,17 +78,17 @@ class DeploymentGrid(FederationGrid):
 
     def __init__(self, link: Link) -> None:
         self._api = RuntimeApi(link.address, ca=link.ca, secret=None, patience=LINK_SECONDS)
-        self._flower_run, self._lost = link.task.run_id, False
+        self._flower_run = link.task.run_id
         self._names = {number: party for party, number in link.nodes.items()}
         self._asked: dict[str, _Question] = {}
         self._later: list[_Question] = []
-        self._arrived: deque[tuple[str, ObjectTree]] = deque()
+        self._arrived: deque[tuple[str, Parcel]] = deque()
         self._polling = Polling(longest=0.5)
         self._stack = ExitStack()
         self._stack.callback(self._api.close)
         try:
             self._api.begin(link.task)
-            self._stack.enter_context(self._api.beating(self._give_up))
+            self._stack.enter_context(self._api.beating())
         except httpx.HTTPError as error:
             self._stack.close()
             self._failed(error)
@@ -98,9 +98,6 @@ class DeploymentGrid(FederationGrid):
     def open(cls, configs: Mapping[str, Mapping[str, str]], *, run_id: int, log: Path) -> DeploymentGrid:
         """Nodes are not started from here."""
         raise JobFailed("a deployment's nodes are started by their owners; submit the job to a coordinator")
-
-    def _give_up(self) -> None:
-        self._lost = True
 
     def _failed(self, error: httpx.HTTPError) -> NoReturn:
         if isinstance(error, httpx.HTTPStatusError):
@@ -144,19 +141,21 @@ class DeploymentGrid(FederationGrid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """At most one reply among `message_ids`; waits up to half a second.  Other replies are dropped."""
-        if self._lost:
+        if self._api.lost:
             raise JobFailed("Flower gave this run up (its SuperLink was away too long); --resume goes on")
         wanted = set(message_ids)
         try:
             self._forget(wanted)
             self._ask_again()
-            if not self._arrived and self._asked:
-                self._arrived.extend(self._api.replies(list(self._asked)))
+            if self._asked:
+                self._arrived.extend(self._api.arrived(list(self._asked)))
             if not self._arrived:
                 self._polling.sleep()
                 return []
             self._polling.busy()
             reply = self._next()
+        except TaskLost:
+            return []
         except httpx.HTTPError as error:
             self._failed(error)
         return [reply] if reply is not None and reply.metadata.reply_to_message_id in wanted else []
@@ -174,15 +173,21 @@ class DeploymentGrid(FederationGrid):
             self._post(question)
 
     def _next(self) -> Message | None:
-        """Fetch the oldest reply; None where its question is asked again or forgotten."""
-        number, tree = self._arrived.popleft()
-        question = self._asked.pop(number, None)
+        """The oldest reply; None where it is not whole yet, or where its question is asked again or forgotten."""
+        number, parcel = self._arrived.popleft()
+        question = self._asked.get(number)
         if question is None:
             return None
         try:
-            reply = self._api.fetch(tree, self._flower_run)
-        except ObjectPullError:
+            reply = self._api.advance(parcel, self._flower_run, PARTS_LOOK)
+            if reply is None:  # a slow line; others first
+                if time.monotonic() - parcel.began > PARTS_SECONDS:
+                    raise MessageGone
+                self._arrived.append((number, parcel))
+                return None
+        except MessageGone:
             reply = Message(Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ""), reply_to=question.message)
+        del self._asked[number]
         if reply.has_error():
             now, code = time.monotonic(), reply.error.code
             if code in AGAIN and now + PAUSE < min(question.began + question.patience, question.until):
@@ -197,7 +202,7 @@ class DeploymentGrid(FederationGrid):
         """End the Flower run."""
         try:
             status = SubStatus.FAILED if self.failed else SubStatus.COMPLETED
-            if not self._lost:
+            if not self._api.lost:
                 self._api.finish(status=status, details="")
         except httpx.HTTPError as error:
             self.notices[""] = f"the SuperLink did not take the end of the run ({type(error).__name__})"
