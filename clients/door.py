@@ -48,6 +48,11 @@ class DoorClient:
         reply: SubmitReply = self._call("Submit", request, timeout=CALL_SECONDS)
         return reply
 
+    def check(self, table: dict[str, Any], *, version: str) -> dict[str, Any]:
+        """Whether every party would join a job."""
+        request = SubmitRequest(version=version, job=json.dumps(table))
+        return dict(json.loads(self._call("Check", request, timeout=CALL_SECONDS).result))
+
     def watch(self, run: str, after: int = 0) -> Iterator[Event]:
         """A run's events, live, until its end."""
         return self._stream("Watch", WatchRequest(run=run, after=after))

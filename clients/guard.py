@@ -78,9 +78,9 @@ class Preview:
     left: float | None
 
 
-def preview(job: Job, party: Party, home: Path) -> Preview:
+def preview(job: Job, party: Party, home: Path, policy: Policy | None = None) -> Preview:
     """Check as `admit` does, without keys and reservations."""
-    data = load_party_data(job, party)
+    data = load_party_data(job, party, policy)
     if job.privacy.mechanism == "none" or not job.train.rounds:
         return Preview(data, None, None)
     budget, name = Budget(private_dir(home) / "budget.db"), dataset_name(job, party)

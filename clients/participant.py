@@ -11,6 +11,7 @@ log's checkpoint must extend the one this party saw last and include its own las
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from clients.group_key import GroupKey, profile_of
-from clients.guard import admit
+from clients.guard import admit, preview
 from clients.part import NodeConfig, bind, own_part
 from clients.store import PartyStore, RunState
 from clients.work import Work
@@ -74,6 +75,7 @@ class Participant:
             messages.DELIVER: self._deliver,
             messages.WITNESS: self._witness,
             messages.ABANDON: self._abandon,
+            messages.CHECK: self._check,
         }
         if step not in steps:
             raise BadMessage(f"an unknown step {step!r}")
@@ -124,10 +126,7 @@ class Participant:
     # ---- joining
 
     def _join(self, packet: Packet, card: Card) -> Packet:
-        view = canonical.decode(packet.blobs.get("job", b""), max_bytes=messages.MAX_HEAD)
-        if public_digest(view) != field(packet.statement.body, "job", str):
-            raise BadMessage("the job is not the one the request names")
-        self._asked = view
+        view = self._view(packet)
         own = own_part(self.config, packet)
         job, party = bind(self.config, view, own, begun=self.state is not None)
         admission = admit(job, party, self.store, self.config.run, self.config.policy)
@@ -163,6 +162,26 @@ class Participant:
         self.files.save(state)
         self.state = state
         return Packet(statement, {}, extra)
+
+    def _view(self, packet: Packet) -> Any:
+        """The job that a request names."""
+        view = canonical.decode(packet.blobs.get("job", b""), max_bytes=messages.MAX_HEAD)
+        if public_digest(view) != field(packet.statement.body, "job", str):
+            raise BadMessage("the job is not the one the request names")
+        self._asked = view
+        return view
+
+    def _check(self, packet: Packet, card: Card) -> Packet:
+        """Say whether this party would join, as joining would, and set nothing aside; no count leaves."""
+        view = self._view(packet)
+        job, party = bind(self.config, view, own_part(self.config, packet), begun=False)
+        body: dict[str, Any] = {"step": messages.CHECK, "blobs": {}, "schema": "", "classes": ""}
+        if party is not None:
+            data = preview(job, party, self.store.path, self.config.policy).data
+            body |= {"schema": data.schema_digest, "classes": data.classes_digest}
+        with contextlib.suppress(OSError):
+            self.files.path.rmdir()  # a check leaves no run behind
+        return Packet(self._sign("witness", body), {}, {"card": self._card()})
 
     def _roster(self, packet: Packet, card: Card) -> Packet:
         state = self._running()

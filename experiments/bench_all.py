@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from experiments import bench_accuracy, bench_aggregation, bench_digits, bench_ledger, bench_rounds
+from experiments import bench_accuracy, bench_aggregation, bench_deployment, bench_digits, bench_ledger, bench_rounds
 from experiments.figures import Figure, as_json, table
 from experiments.process_tree import fedseal, run_tree
 
@@ -59,6 +59,7 @@ BENCHES: dict[str, Callable[[], list[Figure]]] = {
     "accuracy": bench_accuracy.figures,
     "aggregation": aggregation,
     "ledger": ledger,
+    "deployment": bench_deployment.figures,
 }
 
 

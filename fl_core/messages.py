@@ -28,7 +28,8 @@ CLOSE = "query.close"
 DELIVER = "query.deliver"
 WITNESS = "query.witness"
 ABANDON = "query.abandon"
-STEPS = (JOIN, ROSTER, ROUND, CLOSE, DELIVER, WITNESS, ABANDON)
+CHECK = "query.check"
+STEPS = (JOIN, ROSTER, ROUND, CLOSE, DELIVER, WITNESS, ABANDON, CHECK)
 
 TRAIN, EVALUATE, STANDARDIZE = "train", "evaluate", "standardize"
 # Metric slots behind every vector: rows trained on, rows tested on, correct, loss over the tested, over the trained.

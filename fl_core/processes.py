@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,9 +21,9 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 QUIET_SECONDS = 60.0  # a child that lived so long is started again at once
-LONGEST_PAUSE = 30.0
+LONGEST_PAUSE = 15.0
 GRACE = 10.0
-_LOG_LIMIT = 10 << 20
+LOG_LIMIT = 10 << 20
 
 
 def die_with_parent() -> None:
@@ -52,7 +53,7 @@ class Child:
     ----------
     name : for messages and logs.
     command : what to start; asked anew at each start, for whatever changed.
-    log : takes its stdout and stderr; moved to `<log>.1` at a start when it has grown over 10 MB.
+    log : takes its stdout and stderr; what is there goes to `<log>.1` when it has grown over 10 MB.
     """
 
     name: str
@@ -78,8 +79,6 @@ class Child:
     def start(self) -> None:
         """Start it, its output at the end of its log."""
         self.log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if self.log.exists() and self.log.stat().st_size > _LOG_LIMIT:
-            self.log.replace(self.log.with_name(self.log.name + ".1"))
         fd = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             self.process = subprocess.Popen(
@@ -97,6 +96,7 @@ class Child:
 
     def watch(self) -> int | None:
         """Start it again when it is due; its exit code at the moment it is found dead, else None."""
+        self._rotate()
         if self.process is None:
             if time.monotonic() >= self._again:
                 self.start()
@@ -108,6 +108,12 @@ class Child:
         self._pause = 0.5 if lived > QUIET_SECONDS else min(LONGEST_PAUSE, self._pause * 2)
         self._again, self.process = time.monotonic() + self._pause, None
         return code
+
+    def _rotate(self) -> None:
+        """Copy and empty a long log: the process goes on writing at its end."""
+        if self.log.exists() and self.log.stat().st_size > LOG_LIMIT:
+            shutil.copyfile(self.log, self.log.with_name(self.log.name + ".1"))
+            os.truncate(self.log, 0)
 
     @property
     def pause(self) -> float:

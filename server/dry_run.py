@@ -28,13 +28,17 @@ def dry_run(
     `problems`, `unsafe`.
     """
     read, place = load_job(job, overrides), Home.open(home)
+    if read.runtime == "deployment":
+        from server.runtimes.remote import check_there
+
+        return check_there(read, place)
     parties, data = [], {}
     for party in read.parties:
         told, loaded = _party(read, party, place)
         parties.append(told)
         if loaded is not None:
             data[party.name] = loaded
-    problems = _disagreements(data)
+    problems = disagreements({what: {n: getattr(d, f"{what}_digest") for n, d in data.items()} for what in SAME})
     ok = not problems and all(p["status"] == "ready" for p in parties)
     return {
         "ok": ok,
@@ -67,13 +71,16 @@ def _party(job: Job, party: Party, home: Home) -> tuple[dict[str, Any], Any]:
     return told, data
 
 
-def _disagreements(data: Mapping[str, Any]) -> list[str]:
+SAME = {"schema": "feature columns", "classes": "classes (name them all in model.classes)"}
+
+
+def disagreements(digests: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Who differs from most in what all must bring alike: `{"schema": {party: digest}, "classes": …}`."""
     problems = []
-    for what in ("schema", "classes"):
-        digests = {name: getattr(d, f"{what}_digest") for name, d in data.items()}
-        if len(set(digests.values())) > 1:
-            usual = max(digests.values(), key=list(digests.values()).count)
-            odd = ", ".join(name for name, d in digests.items() if d != usual)
-            words = {"schema": "feature columns", "classes": "classes (name them all in model.classes)"}[what]
-            problems.append(f"{odd}: other {words} than the other parties")
+    for what, by_party in digests.items():
+        found = list(by_party.values())
+        if len(set(found)) > 1:
+            usual = max(found, key=found.count)
+            odd = ", ".join(name for name, d in by_party.items() if d != usual)
+            problems.append(f"{odd}: other {SAME[what]} than the other parties")
     return problems

@@ -208,7 +208,7 @@ class Running:
             recorder=Fanout([LedgerRecorder(ledger, identity, self.info.run), mlflow]),
             progress=lambda event: self._event(event, mlflow),
             stopped=self.folder.is_stopping,
-            own={} if self.link is None else {p.name: _told(self.job, p.name) for p in self.job.parties},
+            own={} if self.link is None else told_to(self.job),
         )
 
     def _event(self, event: Event, mlflow: MlflowRecorder) -> None:
@@ -367,9 +367,10 @@ def _note(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _told(job: Job, party: str) -> bytes:
-    """A party's part of the job, for its node alone."""
-    return canonical.encode({k: list(v) if k == "id" else v for k, v in job.own_part(party).items() if k != "key"})
+def told_to(job: Job) -> dict[str, bytes]:
+    """Each party's part of the job, for its node alone."""
+    parts = {p.name: job.own_part(p.name).items() for p in job.parties}
+    return {n: canonical.encode({k: list(v) if k == "id" else v for k, v in p if k != "key"}) for n, p in parts.items()}
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -7,6 +7,7 @@ and classes agree.  What it keeps in the run's folder is what it relayed.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,14 +94,20 @@ def abandon(dispatcher: Dispatcher, co: Coordination) -> None:
         continue
 
 
+def check(dispatcher: Dispatcher, co: Coordination) -> dict[str, Reply]:
+    """Ask every party whether it would join; nothing is set aside or written down."""
+    replies = dispatcher.ask(messages.CHECK, list(co.nodes), asking(co), timeout=co.step_timeout, max_blob=0)
+    return {reply.party: reply for reply in replies}
+
+
+def asking(co: Coordination) -> Callable[[str], Request]:
+    """What each party is told of the job when it is asked to join."""
+    job, body = canonical.encode(co.job.public()), {"job": co.job.digest()}
+    return lambda party: Request(body, {"job": job} | ({"own": co.own[party]} if party in co.own else {}), {})
+
+
 def _join(dispatcher: Dispatcher, co: Coordination) -> dict[str, Statement]:
-    job = canonical.encode(co.job.public())
-    body = {"job": co.job.digest()}
-
-    def request(party: str) -> Request:
-        return Request(body, {"job": job} | ({"own": co.own[party]} if party in co.own else {}), {})
-
-    names = list(co.nodes)
+    names, request = list(co.nodes), asking(co)
     replies: dict[str, Reply] = {}
     for reply in dispatcher.ask(messages.JOIN, names, request, timeout=co.step_timeout, max_blob=0):
         replies[reply.party] = reply

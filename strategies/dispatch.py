@@ -46,10 +46,10 @@ class Request:
 
 
 class Dispatcher:
-    """Requests out, authenticated replies in."""
+    """Requests out, authenticated replies in; `dry`: nothing of it goes on the ledger."""
 
-    def __init__(self, grid: Grid, co: Coordination) -> None:
-        self.grid, self.co = grid, co
+    def __init__(self, grid: Grid, co: Coordination, *, dry: bool = False) -> None:
+        self.grid, self.co, self.dry = grid, co, dry
         self.cards: dict[str, Card] = {}
         self.sent_bytes: dict[str, int] = {}
 
@@ -124,7 +124,7 @@ class Dispatcher:
             return self.refuse(party, step, number, error)
         if packet.statement.kind in messages.FAILURES:
             code = str(packet.statement.body.get("code", "failed"))
-            if code != "stale":
+            if code != "stale" and not self.dry:
                 self.co.ledger.append([packet.statement])
                 self.co.progress(Event("dropped", number, {"party": party, "code": code}))
             return Reply(party, packet, code, 3 if packet.statement.kind == "refusal" else 1)
@@ -140,19 +140,20 @@ class Dispatcher:
             introduction.verify(card)
             packet.statement.verify(card)
             self.co.cards.pin(card)
-            if self.co.ledger.card(party) is None:
+            if not self.dry and self.co.ledger.card(party) is None:
                 self.co.ledger.append([introduction])
             self.cards[party] = card
         return self.cards[party]
 
     def refuse(self, party: str, step: str, number: int, error: FedsealError) -> Reply:
         """Do not take a reply, and say on the ledger whose it was and why."""
-        body = {"party": party, "step": step, "round": number, "code": error.code}
-        self.co.note("refusal", body)
+        if not self.dry:
+            self.co.note("refusal", {"party": party, "step": step, "round": number, "code": error.code})
         self.co.progress(Event("refused", number, {"party": party, "code": error.code, "text": str(error)}))
         return Reply(party, code=error.code)
 
     def _dropped(self, reply: Reply, step: str, number: int) -> Reply:
-        self.co.note("drop", {"party": reply.party, "step": step, "round": number, "code": reply.code})
+        if not self.dry:
+            self.co.note("drop", {"party": reply.party, "step": step, "round": number, "code": reply.code})
         self.co.progress(Event("dropped", number, {"party": reply.party, "code": reply.code}))
         return reply

@@ -15,7 +15,7 @@ from fl_core.trust import database
 if TYPE_CHECKING:
     from clients.app import Account
 
-ENDS = {"query.close": "done", "query.deliver": "done", "query.abandon": "stopped"}
+ENDS = {"query.close": "done", "query.deliver": "done", "query.abandon": "stopped", "query.check": "checked"}
 _FILE = database.FileType(
     word="node's activity",
     application_id=0x46534E41,  # "FSNA"
@@ -35,7 +35,7 @@ _STAYS = (
     " OR (state IN ('refused', 'failed') AND excluded.state = 'stopped')"
 )
 _NOTE = (
-    "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, 1, ?, ?) ON CONFLICT (run) DO UPDATE SET"
+    "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, 1, ?, ?) ON CONFLICT (run) DO UPDATE SET"  # noqa: S608
     " job = iif(excluded.job = '', job, excluded.job), kind = iif(excluded.kind = '', kind, excluded.kind),"
     " last = excluded.last, step = excluded.step, round = excluded.round, messages = messages + 1,"
     f" state = iif({_STAYS}, state, excluded.state), problem = iif({_STAYS}, problem, excluded.problem)"
@@ -44,7 +44,7 @@ _NOTE = (
 
 @dataclasses.dataclass(frozen=True)
 class RunActivity:
-    """One run as this node saw it; `state` is active, done, stopped, refused or failed."""
+    """One run as this node saw it; `state` is active, done, stopped, checked, refused or failed."""
 
     run: str
     job: str

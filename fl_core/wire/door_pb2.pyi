@@ -1,46 +1,47 @@
-from collections.abc import Iterable as _Iterable
-from typing import ClassVar as _ClassVar
-
+from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from google.protobuf.internal import containers as _containers
+from collections.abc import Iterable as _Iterable
+from typing import ClassVar as _ClassVar, Optional as _Optional
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class SubmitRequest(_message.Message):
-    __slots__ = ("job", "resume", "version")
+    __slots__ = ("version", "job", "resume")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     JOB_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
     version: str
     job: str
     resume: bool
-    def __init__(
-        self, version: str | None = ..., job: str | None = ..., resume: bool | None = ...
-    ) -> None: ...
+    def __init__(self, version: _Optional[str] = ..., job: _Optional[str] = ..., resume: _Optional[bool] = ...) -> None: ...
 
 class SubmitReply(_message.Message):
-    __slots__ = ("digest", "events", "run")
+    __slots__ = ("run", "digest", "events")
     RUN_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     run: str
     digest: str
     events: int
-    def __init__(
-        self, run: str | None = ..., digest: str | None = ..., events: int | None = ...
-    ) -> None: ...
+    def __init__(self, run: _Optional[str] = ..., digest: _Optional[str] = ..., events: _Optional[int] = ...) -> None: ...
+
+class CheckReply(_message.Message):
+    __slots__ = ("result",)
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    result: str
+    def __init__(self, result: _Optional[str] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
-    __slots__ = ("after", "run")
+    __slots__ = ("run", "after")
     RUN_FIELD_NUMBER: _ClassVar[int]
     AFTER_FIELD_NUMBER: _ClassVar[int]
     run: str
     after: int
-    def __init__(self, run: str | None = ..., after: int | None = ...) -> None: ...
+    def __init__(self, run: _Optional[str] = ..., after: _Optional[int] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("facts", "kind", "number", "round", "time")
+    __slots__ = ("number", "kind", "round", "facts", "time")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -51,20 +52,13 @@ class Event(_message.Message):
     round: int
     facts: str
     time: float
-    def __init__(
-        self,
-        number: int | None = ...,
-        kind: str | None = ...,
-        round: int | None = ...,
-        facts: str | None = ...,
-        time: float | None = ...,
-    ) -> None: ...
+    def __init__(self, number: _Optional[int] = ..., kind: _Optional[str] = ..., round: _Optional[int] = ..., facts: _Optional[str] = ..., time: _Optional[float] = ...) -> None: ...
 
 class StopRequest(_message.Message):
     __slots__ = ("run",)
     RUN_FIELD_NUMBER: _ClassVar[int]
     run: str
-    def __init__(self, run: str | None = ...) -> None: ...
+    def __init__(self, run: _Optional[str] = ...) -> None: ...
 
 class StopReply(_message.Message):
     __slots__ = ("run", "status")
@@ -72,7 +66,7 @@ class StopReply(_message.Message):
     STATUS_FIELD_NUMBER: _ClassVar[int]
     run: str
     status: str
-    def __init__(self, run: str | None = ..., status: str | None = ...) -> None: ...
+    def __init__(self, run: _Optional[str] = ..., status: _Optional[str] = ...) -> None: ...
 
 class ListRequest(_message.Message):
     __slots__ = ()
@@ -82,22 +76,20 @@ class ListReply(_message.Message):
     __slots__ = ("runs",)
     RUNS_FIELD_NUMBER: _ClassVar[int]
     runs: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, runs: _Iterable[str] | None = ...) -> None: ...
+    def __init__(self, runs: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class LogsRequest(_message.Message):
-    __slots__ = ("follow", "offset", "run")
+    __slots__ = ("run", "offset", "follow")
     RUN_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     FOLLOW_FIELD_NUMBER: _ClassVar[int]
     run: str
     offset: int
     follow: bool
-    def __init__(
-        self, run: str | None = ..., offset: int | None = ..., follow: bool | None = ...
-    ) -> None: ...
+    def __init__(self, run: _Optional[str] = ..., offset: _Optional[int] = ..., follow: _Optional[bool] = ...) -> None: ...
 
 class LogChunk(_message.Message):
     __slots__ = ("data",)
     DATA_FIELD_NUMBER: _ClassVar[int]
     data: bytes
-    def __init__(self, data: bytes | None = ...) -> None: ...
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...

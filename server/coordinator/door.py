@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from typing import Any, NoReturn
 
 import grpc
@@ -20,6 +21,7 @@ from google.protobuf.message_factory import GetMessageClass
 from fl_core.errors import FedsealError, JobFailed, RefusedError, UsageError
 from fl_core.wire import door_pb2
 from fl_core.wire.door_pb2 import (
+    CheckReply,
     Event,
     ListReply,
     ListRequest,
@@ -39,6 +41,7 @@ from server.registry import RunFolder, facts
 SERVICE = door_pb2.DESCRIPTOR.services_by_name["Door"]
 ROLES = {
     "Submit": ("engineer",),
+    "Check": ("engineer",),
     "Watch": ("engineer", "operator", "auditor"),
     "Stop": ("engineer", "operator"),
     "List": ("engineer", "operator", "auditor"),
@@ -69,32 +72,32 @@ class Door:
 
     def Submit(self, request: SubmitRequest, caller: Caller, context: grpc.ServicerContext) -> SubmitReply:
         """Start a job."""
-        try:
-            table = json.loads(request.job)
-        except ValueError:
-            raise UsageError("the submitted job is not JSON") from None
-        if not isinstance(table, dict):
-            raise UsageError("the submitted job is not a table")
+        table = _table(request)
         info, events = self._on_main(lambda: self._runs.start(table, caller, resume=request.resume))
         return SubmitReply(run=info.run, digest=info.job, events=events)
+
+    def Check(self, request: SubmitRequest, caller: Caller, context: grpc.ServicerContext) -> CheckReply:
+        """Whether every party would join."""
+        table = _table(request)
+        process = self._on_main(lambda: self._runs.start_check(table))
+        return CheckReply(result=json.dumps(self._runs.end_check(process)))
 
     def Watch(self, request: WatchRequest, caller: Caller, context: grpc.ServicerContext) -> Iterator[Event]:
         """Events of a run, until its end."""
         run, _ = self._runs.find(request.run)
-        events, after = Events(run.path), request.after
+        events = Events(run.path).read(request.after)
         while context.is_active():
             going_on = self._runs.is_going_on(run)  # asked before reading: then the last events are there
-            found = list(events.read(after))
+            found = events.new()
             for number, event in found:
                 last = number == found[-1][0]
                 if event["kind"] in ENDS and not last:
                     continue  # it was resumed
-                after = number
                 yield _event(number, event)
                 if event["kind"] in ENDS:
                     return
             if not going_on and not found:
-                yield _event(after, {"kind": "interrupted", "round": 0, "facts": {}, "time": time.time()})
+                yield _event(events.number, {"kind": "interrupted", "round": 0, "facts": {}, "time": time.time()})
                 return
             time.sleep(LOOK)
 
@@ -134,6 +137,19 @@ class Door:
             if not going_on:
                 return
             time.sleep(LOOK)
+
+
+def _table(request: SubmitRequest) -> dict[str, Any]:
+    """The job's table, from a fedseal of this version.  Raises `UsageError`."""
+    if request.version != version("fedseal"):
+        raise UsageError(f"fedseal {request.version[:20]} here; the coordinator has {version('fedseal')}")
+    try:
+        table = json.loads(request.job)
+    except ValueError:
+        table = None
+    if not isinstance(table, dict):
+        raise UsageError("the submitted job is not a JSON table")
+    return table
 
 
 def _event(number: int, event: dict[str, Any]) -> Event:

@@ -8,16 +8,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import IO, Any
 
 from fl_core.config import Job, load_job
-from fl_core.errors import JobFailed, UsageError
+from fl_core.errors import JobFailed, UsageError, WaitTimeout
 from server.coordinator.folder import CoordinatorFolder
 from server.coordinator.submission import Caller, Events, save
 from server.registry import RunFolder, RunInfo, all_runs, find, find_unfinished, new_run_id
 from server.runtimes.superlink import SuperLink
 
-STOP_SECONDS = 60.0
+STOP_SECONDS, CHECK_SECONDS = 60.0, 120.0
 
 
 class Runs:
@@ -34,17 +34,38 @@ class Runs:
 
         Raises `UsageError`, `RefusedError` or `JobFailed`.
         """
-        job = load_job(table)
-        if job.runtime != "deployment":
-            raise UsageError(f"runtime {job.runtime!r}; allowed at a coordinator: deployment")
-        names = [p.name for p in job.parties] + list(job.train.receivers)
-        nodes = self.folder.nodes.flower_ids(names)
+        job, nodes = self._read(table)
         run, info = self._place(job, resume=resume)
         save(run.path, table, caller)
         events = Events(run.path)
         had = events.count()
         self._spawn(run, info, nodes, resume=resume)
         return info, had
+
+    def _read(self, table: Mapping[str, Any]) -> tuple[Job, dict[str, int]]:
+        """The job and Flower's numbers of its parties' nodes."""
+        job = load_job(table)
+        if job.runtime != "deployment":
+            raise UsageError(f"runtime {job.runtime!r}; allowed at a coordinator: deployment")
+        names = [p.name for p in job.parties] + list(job.train.receivers)
+        return job, self.folder.nodes.flower_ids(names)
+
+    def start_check(self, table: Mapping[str, Any]) -> subprocess.Popen[bytes]:
+        """Start asking every party whether it would join."""
+        _, nodes = self._read(table)
+        return self._start("check_process", new_run_id(), nodes, subprocess.PIPE, job=dict(table))
+
+    def end_check(self, process: subprocess.Popen[bytes]) -> dict[str, Any]:
+        """What the parties said."""
+        try:
+            out, _ = process.communicate(timeout=CHECK_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            raise WaitTimeout("the parties' answers to a check", CHECK_SECONDS) from None
+        if process.returncode:
+            raise JobFailed("the check failed; the coordinator's output says more")
+        return dict(json.loads(out))
 
     def _place(self, job: Job, *, resume: bool) -> tuple[RunFolder, RunInfo]:
         if resume:
@@ -59,28 +80,36 @@ class Runs:
         return RunFolder.create(self.home, info), info
 
     def _spawn(self, run: RunFolder, info: RunInfo, nodes: dict[str, int], *, resume: bool) -> None:
-        task = self._superlink.start_run(info.run)
+        with run.log.open("ab") as log:
+            process = self._start("run_process", info.run, nodes, log, resume=resume)
         if resume:
             Events(run.path).add("resumed", 0, {})
+        self._processes[info.run] = process
+
+    def _start(
+        self, program: str, run: str, nodes: dict[str, int], out: IO[bytes] | int, **more: Any
+    ) -> subprocess.Popen[bytes]:
+        """Start a Flower run and the process that works on it, which gets its secrets on stdin."""
+        task = self._superlink.start_run(run)
         given = {
             "task": {"task_id": task.task_id, "run_id": task.run_id, "token": task.token},
             "address": self._superlink.address,
             "ca": self._superlink.ca.decode(),
             "nodes": nodes,
-            "resume": resume,
+            **more,
         }
-        with run.log.open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "server.coordinator.run_process", str(self.home.path), info.run],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"server.coordinator.{program}", str(self.home.path), run],
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=None if out == subprocess.PIPE else out,
+            start_new_session=True,
+        )
         assert process.stdin is not None
         process.stdin.write(json.dumps(given).encode())
         process.stdin.close()
-        self._processes[info.run] = process
+        process.stdin = None  # `communicate` would flush it again
+        return process
 
     def reap(self) -> list[tuple[str, int]]:
         """Runs whose process has ended since the last look, with its exit code."""

@@ -15,8 +15,12 @@ from server.runtimes.superlink import SuperLink
 
 
 def look(folder: CoordinatorFolder) -> dict[str, Any]:
-    """`ok`, `running`, `parts`, `runs`, `nodes` (name, state, connected, fingerprint), `certificate`, `problems`."""
+    """`ok`, `running`, `parts`, `runs`, `nodes` (name, state, connected, fingerprint), `certificate`, `problems`.
+
+    A certificate that ends soon is told among the problems and leaves `ok` as it is.
+    """
     problems: list[str] = []
+    soon: list[str] = []
     found: dict[str, Any] = {"running": False, "parts": {}, "runs": [], "restarts": {}}
     held = json.loads(folder.running.read_text(encoding="utf-8")) if folder.running.exists() else {}
     health = _health(str(held["health"])) if held else None
@@ -45,10 +49,10 @@ def look(folder: CoordinatorFolder) -> dict[str, Any]:
         checked = folder.check()
         found["certificate"] = {"hosts": list(checked.hosts), "days_left": checked.days_left}
         if checked.days_left < SOON_DAYS:
-            problems.append(f"the server's certificate ends in {checked.days_left} days: fedseal coordinator renew")
+            soon.append(f"the server's certificate ends in {checked.days_left} days: fedseal coordinator renew")
     except FedsealError as error:
         problems.append(str(error))
-    return {"ok": not problems, **found, "problems": problems}
+    return {"ok": not problems, **found, "problems": problems + soon}
 
 
 def _health(url: str) -> dict[str, Any] | None:

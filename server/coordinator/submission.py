@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +55,41 @@ class Events:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
-    def read(self, after: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Whole events from the one numbered `after` on, with the number that follows each."""
-        if not self._path.exists():
-            return
-        with self._path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if number > after and line.endswith("\n"):
-                    yield number, json.loads(line)
+    def read(self, after: int = 0) -> Reader:
+        """A reader of events from the one numbered `after` on."""
+        return Reader(self._path, after)
 
     def count(self) -> int:
         """How many there are."""
-        return sum(1 for _ in self.read())
+        reader = self.read()
+        reader.new()
+        return reader.number
+
+
+class Reader:
+    """Goes through the events of a run as they come.
+
+    Attributes
+    ----------
+    number : the number of the last event read, or skipped.
+    """
+
+    def __init__(self, path: Path, after: int) -> None:
+        self._path, self._after, self._at = path, after, 0
+        self.number = 0
+
+    def new(self) -> list[tuple[int, dict[str, Any]]]:
+        """Whole events that have come since the last call, each with its number."""
+        if not self._path.exists():
+            return []
+        found = []
+        with self._path.open("rb") as file:
+            file.seek(self._at)
+            for line in file:
+                if not line.endswith(b"\n"):  # still being written
+                    break
+                self._at += len(line)
+                self.number += 1
+                if self.number > self._after:
+                    found.append((self.number, json.loads(line)))
+        return found

@@ -136,6 +136,12 @@ def watch(door: DoorClient, run: str, on_event: Callable[[Event], None], *, afte
         time.sleep(PAUSE)
 
 
+def check_there(job: Job, home: Home) -> dict[str, Any]:
+    """Whether every party of a job would join it."""
+    with DoorClient(read_pass(home)) as door:
+        return door.check(table_of(job), version=version("fedseal"))
+
+
 def runs_there(home: Home) -> list[dict[str, Any]]:
     """The coordinator's runs."""
     with DoorClient(read_pass(home)) as door:

@@ -7,6 +7,7 @@ import stat
 
 import pytest
 
+from fl_core import home as homes
 from fl_core.errors import JobFailed, UsageError
 from fl_core.files import locked, write_atomic
 from fl_core.home import Home
@@ -18,6 +19,57 @@ def test_a_home_of_another_version_is_refused_in_one_line(tmp_path):
     (tmp_path / "h" / "version").write_text("99\n")
     with pytest.raises(UsageError, match="a home of version '99'; allowed: version 1"):
         Home.open(tmp_path / "h")
+
+
+def test_a_home_of_a_newer_version_says_to_upgrade(tmp_path):
+    Home.open(tmp_path)
+    for found, upgrades in (("2", True), ("99", True), ("0", False), ("-1", False), ("one", False), ("", False)):
+        (tmp_path / "version").write_text(found)
+        with pytest.raises(UsageError, match=f"a home of version '{found}'; allowed: version 1") as caught:
+            Home.open(tmp_path)
+        assert ("upgrade fedseal" in str(caught.value)) == upgrades
+    (tmp_path / "version").write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match="allowed: version 1"):
+        Home.open(tmp_path)
+
+
+def test_an_older_home_is_migrated_step_by_step_and_once(tmp_path, monkeypatch):
+    Home.open(tmp_path)
+    steps = []
+    monkeypatch.setattr(homes, "VERSION", "3")
+    monkeypatch.setitem(homes.MIGRATIONS, "1", lambda path: steps.append((1, path)))
+    monkeypatch.setitem(homes.MIGRATIONS, "2", lambda path: steps.append((2, path)))
+    assert Home(tmp_path).version() == "1"
+    for _ in range(2):
+        assert Home.open(tmp_path).version() == "3"
+        assert steps == [(1, tmp_path), (2, tmp_path)]
+    (tmp_path / "version").write_text("0\n")
+    with pytest.raises(UsageError, match="a home of version '0'; allowed: version 3"):
+        Home.open(tmp_path)
+
+
+def test_a_migration_that_is_cut_short_is_run_again(tmp_path, monkeypatch):
+    Home.open(tmp_path)
+    tries = []
+
+    def migrate(path):
+        tries.append((path / "version").read_text())
+        if len(tries) == 1:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(homes, "VERSION", "2")
+    monkeypatch.setitem(homes.MIGRATIONS, "1", migrate)
+    with pytest.raises(UsageError, match=r"cannot be used \(No space left"):
+        Home.open(tmp_path)
+    assert Home.open(tmp_path).version() == "2"
+    assert tries == ["1\n", "1\n"]
+
+
+def test_asking_where_a_home_is_makes_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDSEAL_HOME", str(tmp_path / "there"))
+    assert Home.at().path == tmp_path / "there"
+    assert Home.at(tmp_path / "h").path == tmp_path / "h"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_in_the_place_of_the_home_is_refused(tmp_path):

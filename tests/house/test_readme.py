@@ -26,9 +26,11 @@ def blocks(page: Path, *languages: str) -> Iterator[str]:
             yield text
 
 
-def commands(page: Path) -> list[str]:
+def commands(page: Path, *languages: str) -> list[str]:
     """The lines of shell blocks that start with `fedseal` (a prompt in front does not count)."""
-    lines = [line.removeprefix("$ ").strip() for text in blocks(page, "sh", "console") for line in text.splitlines()]
+    shells = languages or ("sh", "console")
+    text = "\n".join(blocks(page, *shells)).replace(" && ", "\n")
+    lines = [line.removeprefix("$ ").strip() for line in text.splitlines()]
     return [line.partition("  #")[0].strip() for line in lines if line.startswith("fedseal ")]
 
 
@@ -47,6 +49,45 @@ def test_commands_of_the_readme_run_one_after_the_other(tmp_path: Path) -> None:
         place.clear()
 
 
+@pytest.mark.e2e
+def test_the_three_shells_of_the_readme_make_a_federation(tmp_path: Path) -> None:
+    """Each line of the deployment block, in the shell that its comment names; ports as the README has them."""
+    place = Place(tmp_path)
+    shutil.copytree(REPO / "experiments", tmp_path / "experiments")
+    shells = dict(zip(("operator", "owner", "engineer"), shell_parts(REPO / "README.md"), strict=True))
+    names, cards = ("bank", "bureau", "clinic"), {}
+    try:
+        init, start, register, admit = shells["operator"]
+        assert run(place, ".operator", init) == 0
+        place.start(*shlex.split(start)[1:], FEDSEAL_HOME=".operator").wait_for("ready")
+        for name in names:
+            made, serve = (line.replace("bank", name) for line in shells["owner"])
+            made = made.replace("PATH", place.table(name, 60))
+            assert run(place, f".{name}", made) == 0
+            cards[name] = (tmp_path / f".{name}" / "parties" / name / "card.txt").read_text().strip()
+            assert run(place, ".operator", register.replace("CARD", cards[name])) == 0
+            place.start(*shlex.split(serve)[1:], FEDSEAL_HOME=f".{name}").wait_for("connected")
+        assert run(place, ".operator", admit) == 0
+        for line in shells["engineer"]:
+            assert run(place, ".ann", line) == 0
+    finally:
+        place.clear()
+
+
+def shell_parts(page: Path) -> list[list[str]]:
+    """The commands of the one `bash` block, a list for each of its comments."""
+    (block,) = blocks(page, "bash")
+    parts = re.split(r"^# .*$", block, flags=re.MULTILINE)[1:]
+    lines = [[line.partition("  #")[0].strip() for line in part.replace(" && ", "\n").splitlines()] for part in parts]
+    return [[line for line in part if line.startswith("fedseal ")] for part in lines]
+
+
+def run(place: Place, home: str, line: str) -> int:
+    done = place.fedseal(*shlex.split(line)[1:], FEDSEAL_HOME=home)
+    assert done.code == 0, f"{line}: {done.err}"
+    return done.code
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_every_command_and_option_that_is_mentioned_exists(page: Path) -> None:
     import typer.main
@@ -54,7 +95,9 @@ def test_every_command_and_option_that_is_mentioned_exists(page: Path) -> None:
     from server.cli.main import app
 
     root = typer.main.get_command(app)
-    mentioned = commands(page) + re.findall(r"`(fedseal [^`\n]+)`", page.read_text(encoding="utf-8"))
+    mentioned = commands(page, "sh", "console", "bash") + re.findall(
+        r"`(fedseal [^`\n]+)`", page.read_text(encoding="utf-8")
+    )
     for command in mentioned:
         node, words = root, shlex.split(command.replace("…", "X"))[1:]
         while words and hasattr(node, "commands") and not words[0].isupper():
