@@ -1,11 +1,14 @@
 """Starts Flower's SuperNode for a node: with polls that follow the work, and an account of the connection.
 
 A stock SuperNode sleeps 3 s between two looks for a message, which there is no setting for; here it looks again after
-50 ms while something happens and after a second when nothing does.  `connection.json` says how the last call to the
-coordinator went: `{"state": connected | unreachable | refused, "since", "last", "detail"}`, times in seconds.
+50 ms while something happens and after a second when nothing does.  A message whose run ends while it is being fetched
+leaves a stock SuperNode with a task that its executor waits for in vain; here that task is ended.  `connection.json`
+says how the last call to the coordinator went: `{"state": connected | unreachable | refused, "since", "last",
+"detail"}`, times in seconds.
 
-Private names of flwr 1.41: `supernode.start_client_internal.time`, `supernode.fleet_http_client.FleetHttpClient`,
-and two constants that must be set before the rest of flwr is imported.
+Private names of flwr 1.41: `time` and `_pull_and_store_message` of `supernode.start_client_internal`, the node state's
+`create_task`, `finish_task` and `delete_messages`, `supernode.fleet_http_client.FleetHttpClient._unary_unary`, and two
+constants that must be set before the rest of flwr is imported.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ flwr.supercore.constant.PULL_BACKOFF_CAP = 0.5  # type: ignore[assignment]
 
 import flwr.supernode.start_client_internal as loop  # noqa: E402
 import httpx  # noqa: E402
+from flwr.common.constant import SubStatus  # noqa: E402
 from flwr.supernode.cli import flower_supernode  # noqa: E402
 from flwr.supernode.fleet_http_client import FleetHttpClient  # noqa: E402
 
@@ -43,6 +47,47 @@ def follow_the_work(polling: Polling) -> None:
         time.sleep(min(seconds, polling.seconds))
 
     loop.time = types.SimpleNamespace(sleep=sleep)  # type: ignore[assignment]
+
+
+def end_lost_tasks() -> None:
+    """End the task of a message that did not come."""
+    pull = loop._pull_and_store_message
+
+    def pulled(**arguments: Any) -> int | None:
+        watched = _Watched(arguments["state"])
+        run = pull(**{**arguments, "state": watched})
+        if run is None:
+            watched.end()
+        return run
+
+    loop._pull_and_store_message = pulled  # type: ignore[assignment]
+
+
+class _Watched:
+    """The node's state, remembering what one look for a message made in it."""
+
+    def __init__(self, state: Any) -> None:
+        self._state = state
+        self._tasks: list[int] = []
+        self._messages: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._state, name)
+
+    def create_task(self, **arguments: Any) -> int | None:
+        task: int | None = self._state.create_task(**arguments)
+        self._tasks += [task] if task is not None else []
+        return task
+
+    def store_message(self, message: Any) -> Any:
+        self._messages.append(message.metadata.message_id)
+        return self._state.store_message(message)
+
+    def end(self) -> None:
+        for task in self._tasks:
+            self._state.finish_task(task, sub_status=SubStatus.FAILED, details="its message did not come")
+        if self._messages:
+            self._state.delete_messages(message_ids=self._messages)
 
 
 def tell(connection: Connection) -> None:
@@ -71,6 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--connection", type=Path, required=True)
     follow_the_work(Polling())
+    end_lost_tasks()
     tell(Connection(parser.parse_args(own).connection))
     sys.argv = ["flower-supernode", *flower]
     flower_supernode()
