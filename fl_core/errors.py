@@ -11,10 +11,13 @@
     │   └── Paused                  the node takes no new jobs
     ├── JobFailed                1  what failed, at which party, in which round
     │   ├── WaitTimeout             a wait ran out; names what it waited for
+    │   │   └── PeerTimeout             … for another party, in which step
+    │   ├── PeerLost                another party is gone, in which step
     │   └── TrainingDiverged        the update is not finite or over the head-room
     └── IntegrityError           1  do not trust what was received
         ├── BadSignature            a statement or checkpoint does not verify
         ├── BadMessage              malformed, oversized, altered, replayed, of another run or party
+        │   └── BadFrame                … between two parties, in which step
         ├── WrongKey                a ciphertext or a card under another key
         ├── LedgerBroken            a chain, tree or proof does not hold
         └── ForkDetected            two histories of one log
@@ -95,6 +98,24 @@ class WaitTimeout(JobFailed):
         super().__init__(f"waited {seconds:g} s for {what}")
 
 
+class PeerTimeout(WaitTimeout):
+    """Another party did not send, or did not read, in time."""
+
+    def __init__(self, peer: str, step: str, seconds: float) -> None:
+        self.peer, self.step = peer, step
+        super().__init__(f"party {peer} in step {step!r}", seconds)
+
+
+class PeerLost(JobFailed):
+    """Another party left the session before its work was done."""
+
+    code = "lost"
+
+    def __init__(self, peer: str, step: str, why: str = "it left the session") -> None:
+        self.peer, self.step = peer, step
+        super().__init__(f"party {peer} is gone in step {step!r}: {why}")
+
+
 class TrainingDiverged(JobFailed):
     """The update holds NaN or infinity, or exceeds the encryption's head-room."""
 
@@ -117,6 +138,16 @@ class BadMessage(IntegrityError):
     """A message is malformed, oversized, altered, replayed, or of another run, round or party."""
 
     code = "message"
+
+
+class BadFrame(BadMessage):
+    """What came from another party is not what the step takes, or not what that party sent."""
+
+    code = "frame"
+
+    def __init__(self, peer: str, step: str, problem: str) -> None:
+        self.peer, self.step = peer, step
+        super().__init__(f"from party {peer} in step {step!r}: {problem}")
 
 
 class WrongKey(IntegrityError):
