@@ -89,6 +89,10 @@ class Channel(ABC):
         return message
 
     @abstractmethod
+    def wait_any(self, *, timeout: float) -> str | None:
+        """A peer from which a message waits, or None after `timeout` seconds."""
+
+    @abstractmethod
     def transcript(self, peer: str) -> str:
         """A digest of all that went between this party and `peer`, hex; both have the same when nothing was lost."""
 
@@ -137,6 +141,17 @@ class MemoryChannel(Channel):
     def close(self) -> None:
         """Go; who waits for this party learns it."""
         self._ended[self.me].set()
+
+    def wait_any(self, *, timeout: float) -> str | None:
+        """As `Channel.wait_any`."""
+        end = time.monotonic() + timeout
+        while True:
+            for peer in self.peers:
+                if not self._inboxes[peer, self.me].empty():
+                    return peer
+            if time.monotonic() > end:
+                return None
+            time.sleep(0.005)
 
     def transcript(self, peer: str) -> str:
         """As `Channel.transcript`."""
