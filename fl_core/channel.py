@@ -17,12 +17,14 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fl_core.errors import BadFrame, PeerLost, PeerTimeout
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
+    from numpy.typing import NDArray
+
+    Buffer = bytes | bytearray | memoryview | NDArray[Any]
 
 MAX_STEP = 80
 
@@ -59,7 +61,7 @@ class Channel(ABC):
         ------
         PeerLost, PeerTimeout : the peer is gone, or takes nothing for `timeout` seconds.
         """
-        views = [memoryview(part).cast("B") for part in parts]
+        views = [_bytes_of(part) for part in parts]
         self._send(to, views, step)
         self.traffic[to].sent += sum(len(view) for view in views)
 
@@ -109,9 +111,9 @@ class Transcript:
     def __init__(self, me: str, peer: str) -> None:
         self._hashes = {me: hashlib.sha256(me.encode()), peer: hashlib.sha256(peer.encode())}
 
-    def add(self, sender: str, data: Buffer) -> None:
+    def add(self, sender: str, data: bytes) -> None:
         """Note what `sender` sent: the same pieces in the same order at both ends."""
-        self._hashes[sender].update(struct.pack(">Q", memoryview(data).nbytes))
+        self._hashes[sender].update(struct.pack(">Q", len(data)))
         self._hashes[sender].update(data)
 
     def hexdigest(self) -> str:
@@ -187,6 +189,10 @@ def mesh(names: Sequence[str], *, timeout: float = 60.0) -> dict[str, MemoryChan
     inboxes = {(a, b): queue.Queue() for a in names for b in names if a != b}
     ended = {name: threading.Event() for name in names}
     return {name: MemoryChannel(name, inboxes, ended, timeout=timeout) for name in names}
+
+
+def _bytes_of(data: Any) -> memoryview:
+    return memoryview(data).cast("B")
 
 
 def check_message(source: str, step: str, said: str, size: int, max_bytes: int) -> None:

@@ -64,11 +64,13 @@ class Dispatcher:
         on_stale: Callable[[str, int], None] | None = None,
         number: int = 0,
         parting: bool = False,
+        given_up: Callable[[], str] = lambda: "",
     ) -> Iterator[Reply]:
         """Ask all, yield each reply as it comes; who has not answered after `timeout` seconds yields code "timeout".
 
         `build(party)` makes a request; it is called again when a party's witness answers that the proof does not start
         where it remembers (`on_stale(party, size)`).  `parting`: a last word, sent even when the run is being stopped.
+        `given_up` is polled: once it gives a code, whoever has not answered yields it.
         """
         end = time.monotonic() + timeout
         pending = {self._push(step, party, build(party), timeout): party for party in parties}
@@ -88,9 +90,10 @@ class Dispatcher:
                     pending[self._push(step, party, build(party), left)] = party
                     continue
                 yield reply
-            if time.monotonic() > end:
+            code = "timeout" if time.monotonic() > end else given_up()
+            if pending and code:
                 for party in pending.values():
-                    yield self._dropped(Reply(party, code="timeout"), step, number)
+                    yield self._dropped(Reply(party, code=code), step, number)
                 return
 
     def _push(self, step: str, party: str, request: Request, ttl: float) -> str:

@@ -17,19 +17,17 @@ from typing import Any
 
 from fl_core import messages
 from fl_core.crypto.aggregation import Aggregator, make_aggregator
-from fl_core.errors import BadMessage, FedsealError, JobFailed, LedgerBroken
+from fl_core.errors import BadMessage, JobFailed, LedgerBroken
 from fl_core.files import private_dir, write_atomic
 from fl_core.messages import Packet
 from fl_core.records import decimal
-from fl_core.trust.checkpoint import parse_checkpoint, parse_note, verify_cosignature
 from fl_core.trust.entry import Statement
 from strategies import ceremony
 from strategies.coordination import Coordination, Event
 from strategies.dispatch import Dispatcher, Request
-from strategies.history import History
+from strategies.witnessed import Collected, Witnessed
 
 KEEP_SUMS = 16  # rounds a party may miss and still catch up
-WITNESS_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -46,22 +44,18 @@ class Rounds:
 
     def __init__(self, dispatcher: Dispatcher, co: Coordination) -> None:
         self.dispatcher, self.co = dispatcher, co
-        self.history = History(co.run)
-        for entry in co.ledger.entries(run=co.run):
-            self.history.absorb(entry)
+        self.log = Witnessed(dispatcher, co)
+        self.history = self.log.history
         self.ceremony = ceremony.hold(dispatcher, co)
         self.trainers = self.ceremony.roster.trainers
         self._pools = bool(self.ceremony.first_join("limbs"))
-        self.signed: dict[str, int] = {}  # size each party's witness signed last
         self.sums = private_dir(co.workdir / "sums")
         self.published: bytes | None = None
-        self._head = _Head("", 0)  # the checkpoint this step's requests carry
-        self._later: dict[str, _Head] = {}  # … and a newer one for a party that has seen more of the log meanwhile
         self._newest: tuple[int, bytes] = (-1, b"")
 
     def run(self) -> Outcome:
         """All rounds, the evaluation of the last model, the closing, the last co-signatures."""
-        self._record_due()
+        self.log.record_due()
         last = self.history.last
         plan = messages.schedule(self.co.job.train.rounds, standardize=self._pools)
         for number, act in plan:
@@ -75,8 +69,9 @@ class Rounds:
         model = next(iter(models))
         if not self.history.ended:
             metrics = {k: decimal(v) for k, v in self.metrics().items()}
-            self._commit([self.co.say("end", {"status": "done", "model": model, "metrics": metrics})])
-        self._witness(closing)
+            self.log.commit([self.co.say("end", {"status": "done", "model": model, "metrics": metrics})])
+        body = {"round": closing, "closed": sorted(self.history.models)}
+        self.log.witness(closing, self.trainers, body)
         self.co.progress(Event("closed", closing, {"model": model}))
         return Outcome(self.metrics(), model, self.published)
 
@@ -111,8 +106,7 @@ class Rounds:
             sizes.append(len(packet.blobs["update"]))
 
         body = {"round": number, "act": act}
-        got = self._collect(messages.ROUND, number, body, take, timeout=self.co.job.train.round_timeout)
-        self._require(number, got)
+        got = self._collect(messages.ROUND, number, body, take)
         result = total[0].result()
         write_atomic(self.sums / f"{number}.bin", result)
         order = [n for n in self.trainers if n in got.statements]
@@ -127,42 +121,24 @@ class Rounds:
         }
         if epsilons := [s.body["epsilon"] for s in got.statements.values() if "epsilon" in s.body]:
             facts["epsilon"] = max(epsilons, key=float)
-        self._commit([*(got.statements[n] for n in order), self.co.say("aggregate", facts)])
-        self._cosigned(got)
+        self.log.commit([*(got.statements[n] for n in order), self.co.say("aggregate", facts)])
+        self.log.cosigned(got)
         (self.sums / f"{number - KEEP_SUMS}.bin").unlink(missing_ok=True)
         self.co.progress(Event("round", number, {**facts, "why": dict(got.missing)}))
-        self._record_due()
+        self.log.record_due()
 
-    def _collect(
-        self, step: str, number: int, body: dict[str, Any], take: Callable[[Packet], None], *, timeout: float
-    ) -> _Collected:
-        """Ask every trainer, check each co-signature, let `take` have each packet; what it refuses does not count."""
-        self._head, self._later, got = self._checkpoint(), {}, _Collected()
-        replies = self.dispatcher.ask(
+    def _collect(self, step: str, number: int, body: dict[str, Any], take: Callable[[Packet], None]) -> Collected:
+        """Ask every trainer; at least `min_parties` must answer."""
+        got = self.log.collect(
             step,
-            list(self.trainers),
-            lambda party: self._request(party, number, body),
-            timeout=timeout,
+            number,
+            self.trainers,
+            lambda party, proofs: self._request(party, number, body, proofs),
+            take,
+            timeout=self.co.job.train.round_timeout,
             max_blob=self._max_blob(),
-            on_stale=self._overtaken,
-            number=number,
         )
-        for reply in replies:
-            if reply.packet is None or reply.code:
-                got.missing[reply.party] = reply.code
-                continue
-            try:
-                line = str(reply.packet.extra.get("cosignature", ""))
-                head = self._later.get(reply.party, self._head)
-                verify_cosignature(head.note, line, self.dispatcher.cards[reply.party])
-                take(reply.packet)
-            except (FedsealError, KeyError) as error:
-                known = error if isinstance(error, FedsealError) else BadMessage(f"an answer without {error}")
-                self.dispatcher.refuse(reply.party, step, number, known)
-                got.missing[reply.party] = known.code
-                continue
-            got.cosignatures.setdefault(head.size, {})[reply.party] = line
-            got.statements[reply.party] = reply.packet.statement
+        self.log.require(self.co.job.min_parties, f"round {number}", self.trainers, got)
         return got
 
     def _aggregator(self, act: str, clip: float) -> Aggregator:
@@ -178,21 +154,13 @@ class Rounds:
             clip=clip,
         )
 
-    def _require(self, number: int, collected: _Collected) -> None:
-        need, got = self.co.job.min_parties, len(collected.statements)
-        if got < need:
-            why = ", ".join(f"{name}: {code}" for name, code in sorted(collected.missing.items()))
-            raise JobFailed(
-                f"round {number}: {got} of {len(self.trainers)} parties contributed, {need} are needed ({why})"
-            )
-
     # ---- requests
 
     def _max_blob(self) -> int:
         model = int(self.ceremony.first_join("parameters"))
         return max(1 << 20, 64 * (model + int(self.ceremony.first_join("limbs")))) + (1 << 20)
 
-    def _request(self, party: str, number: int, body: dict[str, Any]) -> Request:
+    def _request(self, party: str, number: int, body: dict[str, Any], proofs: dict[str, Any]) -> Request:
         applied = self.history.applied.get(party, -1 if self._pools else 0)
         sums, blobs = [], {}
         for n in range(applied + 1, number):
@@ -202,7 +170,7 @@ class Rounds:
                 raise JobFailed(f"party {party} missed more than {KEEP_SUMS} rounds and cannot catch up")
             sums.append({"round": n, "parties": aggregate["parties"]})
             blobs[f"sum.{n}"] = self._sum(n)
-        extra = self._proofs(party)
+        extra = dict(proofs)
         if party not in self.history.last_statement:  # it has not shown that it holds the key
             extra["ceremony"] = [s.to_dict() for s in self.ceremony.statements]
             if party in self.ceremony.sealed:
@@ -215,47 +183,6 @@ class Rounds:
             self._newest = (number, (self.sums / f"{number}.bin").read_bytes())
         return self._newest[1]
 
-    def _checkpoint(self) -> _Head:
-        note = self.co.ledger.checkpoint()
-        return _Head(note, parse_checkpoint(parse_note(note).text).size)
-
-    def _overtaken(self, party: str, size: int) -> None:
-        """The party's witness remembers `size`: another run took it further, or we did not know."""
-        self.signed[party] = size
-        if size > self._later.get(party, self._head).size:
-            self._later[party] = self._checkpoint()
-
-    def _proofs(self, party: str) -> dict[str, Any]:
-        ledger, head = self.co.ledger, self._later.get(party, self._head)
-        start = min(self.signed.get(party, 0), head.size)
-        proof = [h.hex() for h in ledger.consistency(start, head.size)] if start else []
-        extra: dict[str, Any] = {"checkpoint": head.note, "start": start, "proof": proof}
-        if (entry := self.history.last_statement.get(party)) is not None:
-            path = [h.hex() for h in ledger.inclusion(entry.seq, head.size)]
-            extra["mine"] = {"entry": entry.encode().decode(), "seq": entry.seq, "proof": path}
-        return extra
-
-    # ---- the ledger
-
-    def _commit(self, statements: list[Statement]) -> None:
-        """Log what is not logged yet: a repeated step brings the parties' same statements again."""
-        own = self.co.identity.name
-        new = [s for s in statements if s.by == own or s.digest not in self.history.digests]
-        entries, _ = self.co.ledger.commit(new)
-        for entry in entries:
-            self.history.absorb(entry)
-
-    def _cosigned(self, collected: _Collected) -> None:
-        for size, lines in collected.cosignatures.items():
-            self.co.ledger.add_cosignatures(size, lines)
-            self.signed |= dict.fromkeys(lines, size)
-
-    def _record_due(self) -> None:
-        for record in self.history.due(self.co.job.train.rounds):
-            self.co.recorder.record(record)
-            self.history.recorded.add(record.round)
-            self.co.progress(Event("record", record.round, dict(record.metrics)))
-
     # ---- the end
 
     def _close(self, number: int) -> None:
@@ -264,13 +191,10 @@ class Rounds:
         if train.receivers or train.publish:
             body["deliver"] = self.history.aggregates[number - 1]["parties"][0]
         sealed: dict[str, bytes] = {}
-        got = self._collect(
-            messages.CLOSE, number, body, lambda packet: sealed.update(packet.blobs), timeout=train.round_timeout
-        )
-        self._require(number, got)
-        self._commit([got.statements[n] for n in self.trainers if n in got.statements])
-        self._cosigned(got)
-        self._record_due()
+        got = self._collect(messages.CLOSE, number, body, lambda packet: sealed.update(packet.blobs))
+        self.log.commit([got.statements[n] for n in self.trainers if n in got.statements])
+        self.log.cosigned(got)
+        self.log.record_due()
         self.published = sealed.get("model")
         self._deliver(number, sealed, list(got.statements.values()))
 
@@ -292,30 +216,4 @@ class Rounds:
             if not reply.ok or reply.packet is None:
                 raise JobFailed(f"receiver {reply.party} did not take the model: {reply.code}")
             receipts.append(reply.packet.statement)
-        self._commit(receipts)
-
-    def _witness(self, number: int) -> None:
-        """Have the last checkpoint co-signed; whoever does not answer leaves the ledger short of that signature."""
-        body = {"round": number, "closed": sorted(self.history.models)}
-        for _ in range(WITNESS_TRIES):
-            got = self._collect(messages.WITNESS, number, body, lambda _: None, timeout=self.co.step_timeout)
-            self._cosigned(got)
-            if len(got.cosignatures) < 2:  # all signed one checkpoint; with others running they may not
-                return
-
-
-@dataclass(frozen=True)
-class _Head:
-    """A checkpoint of the ledger."""
-
-    note: str
-    size: int
-
-
-class _Collected:
-    """What a step's replies brought."""
-
-    def __init__(self) -> None:
-        self.statements: dict[str, Statement] = {}
-        self.cosignatures: dict[int, dict[str, str]] = {}  # by size of the checkpoint
-        self.missing: dict[str, str] = {}
+        self.log.commit(receipts)

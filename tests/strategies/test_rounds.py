@@ -519,8 +519,8 @@ def test_different_sums_to_different_parties_are_noticed(tmp_path):
 
     real = rounds.Rounds._request
 
-    def lie(self, party, number, body):
-        request = real(self, party, number, body)
+    def lie(self, party, number, body, proofs):
+        request = real(self, party, number, body, proofs)
         if party == "party_3" and number == 3:
             older = (self.sums / "1.bin").read_bytes()
             request.blobs["sum.2"] = older
