@@ -14,7 +14,7 @@ from pathlib import Path
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from clients.part import NodeConfig
+from clients.part import Line, NodeConfig
 from clients.participant import Participant
 from clients.policy import Policy
 from fl_core import messages
@@ -25,6 +25,7 @@ app = ClientApp()
 _participants: dict[tuple[str, str], Participant] = {}
 _last: Account | None = None
 _policy: Callable[[], Policy] | None = None
+_line: Line | None = None
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,10 @@ def forget() -> None:
     _participants.clear()
 
 
-def at_node(settings: Callable[[], Policy]) -> None:
+def at_node(settings: Callable[[], Policy], line: Line) -> None:
     """Serve a node of a deployment: `settings` gives its owner's policy, asked anew for each message."""
-    global _policy
-    _policy = settings
+    global _policy, _line
+    _policy, _line = settings, line
 
 
 def _participant(context: Context) -> Participant:
@@ -79,7 +80,7 @@ def _participant(context: Context) -> Participant:
         )
     participant = _participants[key]
     if _policy is not None:
-        participant.config = replace(participant.config, policy=_policy())
+        participant.config = replace(participant.config, policy=_policy(), line=_line)
     return participant
 
 

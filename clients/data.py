@@ -13,14 +13,14 @@ import hmac
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clients.part import source_of
 from clients.policy import Policy
 from clients.sources import Table, read_table
-from fl_core.config import Dataset, Job, Party, is_url
+from fl_core.config import Dataset, Job, Party
 from fl_core.errors import DataError
 from fl_core.learning import datasets
 from fl_core.learning.partition import deal, holdout, split_rows
@@ -86,17 +86,6 @@ def dataset_name(job: Job, party: Party) -> str:
     return Path((party.data or "").partition("?")[0]).name
 
 
-def _source(job: Job, party: Party, policy: Policy | None) -> Any:
-    """Where the party's rows come from: as bound at its node, or as the job file says."""
-    if policy is not None:
-        return policy.source(party)
-    if is_url(party.data):
-        from clients.sql_source import SqlSource
-
-        return SqlSource(party.data or "", party.query or "")
-    return job.base / (party.data or "")
-
-
 def load_party_data(job: Job, party: Party, policy: Policy | None = None) -> PartyData:
     """The rows that `party` brings to `job`; `policy` is that of its node, where it has one.
 
@@ -112,7 +101,7 @@ def load_party_data(job: Job, party: Party, policy: Policy | None = None) -> Par
         return _part_of_dataset(job, job.dataset, [p.name for p in job.parties].index(party.name))
     if party.data is None or party.label is None:
         raise DataError(f"party {party.name}", "no data or no label is set", allowed="data = …, label = …")
-    source = _source(job, party, policy)
+    source = source_of(job, party, policy)
     where = f"party {party.name}"
     table = read_table(source, id_columns=party.id, label=party.label, where=where)
     if table.ids is not None:

@@ -32,7 +32,7 @@ class GroupKey:
     @classmethod
     def make(cls, job: Job, roster: Roster, *, scale: int) -> GroupKey:
         """A fresh key for this roster."""
-        return cls(make_key(profile_of(job).name, parties=len(roster.trainers)), scale)
+        return cls(make_key(profile_of(job).name, parties=len(roster.contributors)), scale)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> GroupKey:
@@ -55,7 +55,7 @@ class GroupKey:
                 info=key_info(run, roster.digest, maker, name),
                 aad=roster.digest.encode(),
             )
-            for name in roster.trainers
+            for name in roster.contributors
             if name != maker
         }
 
@@ -72,7 +72,7 @@ class GroupKey:
         cipher = group.cipher
         if cipher.key_id != maker.body.get("key"):
             raise WrongKey("the sealed group key is not the one its maker announced")
-        if cipher.profile != profile_of(job) or cipher.parties != len(roster.trainers):
+        if cipher.profile != profile_of(job) or cipher.parties != len(roster.contributors):
             raise WrongKey(f"the group key is for {cipher.profile.name} and {cipher.parties} parties, not the job's")
         return group
 

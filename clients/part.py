@@ -8,14 +8,41 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from cryptography.hazmat.primitives import serialization
 
 from clients.policy import Policy
 from fl_core import messages
-from fl_core.config import Job, Party, file_digest, job_from_public
-from fl_core.errors import BadMessage, DataError
+from fl_core.config import Job, Party, file_digest, is_url, job_from_public
+from fl_core.errors import BadMessage, DataError, RefusedError
 from fl_core.messages import Packet
 from fl_core.trust import canonical
+
+if TYPE_CHECKING:
+    from clients.sql_source import SqlSource
+
+
+@dataclass(frozen=True)
+class Line:
+    """How a node of a deployment reaches the exchange: on the coordinator's host, with the key that it registered.
+
+    Parameters
+    ----------
+    host : the coordinator's, as the node dials it.
+    authority : PEM of the pinned authority.
+    key : file of the node's Flower key.
+    """
+
+    host: str
+    authority: bytes
+    key: Path
+
+    def key_pem(self) -> bytes:
+        """The key as TLS takes it."""
+        key = serialization.load_ssh_private_key(self.key.read_bytes(), None)
+        form = serialization.PrivateFormat.PKCS8
+        return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
 
 
 @dataclass(frozen=True)
@@ -32,6 +59,7 @@ class NodeConfig:
     run: str
     own: dict[str, Any]
     policy: Policy | None = None
+    line: Line | None = None
 
 
 def own_part(config: NodeConfig, packet: Packet) -> dict[str, Any]:
@@ -51,6 +79,8 @@ def bind(config: NodeConfig, view: Any, own: dict[str, Any], *, begun: bool) -> 
     """
     job = job_from_public(view)
     if config.policy is not None:
+        if job.model.init is not None:
+            raise RefusedError("model.init: a node starts from no file that a coordinator names")
         config.policy.check(job, begun=begun)
     else:
         job, own = _with_files(config, job, own)
@@ -70,3 +100,14 @@ def _with_files(config: NodeConfig, job: Job, own: dict[str, Any]) -> tuple[Job,
     if init is not None and file_digest(config.base / init) != job.model.init:
         raise DataError("model.init", f"{init} is not the file the job names", allowed=f"SHA-256 {job.model.init}")
     return replace(job, base=config.base, model=replace(job.model, init=init) if init else job.model), own
+
+
+def source_of(job: Job, party: Party, policy: Policy | None) -> Path | SqlSource:
+    """Where the party's rows come from: as bound at its node, or as the job file says."""
+    if policy is not None:
+        return policy.source(party)
+    if is_url(party.data):
+        from clients.sql_source import SqlSource
+
+        return SqlSource(party.data or "", party.query or "")
+    return job.base / (party.data or "")

@@ -16,7 +16,7 @@ from fl_core.errors import BadMessage, DataError, Paused, RefusedError
 if TYPE_CHECKING:
     from clients.sql_source import SqlSource
 
-KINDS = ("horizontal",)
+KINDS = ("horizontal", "psi")
 EVERY = "*"
 _TOLD = {"data": str, "label": str, "id": list}  # what a coordinator may say of a party's part of the job
 
@@ -32,6 +32,7 @@ class Policy:
     kinds : kinds of job that are allowed.
     code : `"package.module:function"` models and data sets that jobs may name; others are not even imported.
     refuse_unsafe : refuse jobs that take protection away (encryption off, two contributions, seeded noise).
+    psi_protocol : `"ecdh"` where the owner takes part in no psi by another protocol.
     paused : no new jobs; what has begun goes on.
     """
 
@@ -40,6 +41,7 @@ class Policy:
     kinds: tuple[str, ...] = KINDS
     code: tuple[str, ...] = ()
     refuse_unsafe: bool = False
+    psi_protocol: str = "any"
     paused: bool = False
 
     def check(self, job: Job, *, begun: bool) -> None:
@@ -63,7 +65,14 @@ class Policy:
         ids = tuple(map(str, told.get("id", ())))
         dataset = job.dataset.name if job.dataset else str(told.get("data", ""))
         limit = self.limits.get(dataset, self.limits.get(EVERY))
-        return dataclasses.replace(party, data=told.get("data"), label=told.get("label"), id=ids, max_epsilon=limit)
+        return dataclasses.replace(
+            party,
+            data=told.get("data"),
+            label=told.get("label"),
+            id=ids,
+            max_epsilon=limit,
+            psi_protocol=self.psi_protocol,
+        )
 
     def source(self, party: Party) -> Path | SqlSource:
         """Where the party's data lie.  Raises `DataError`."""

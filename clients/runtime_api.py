@@ -42,6 +42,7 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
 )
 from flwr.supercore.inflatable.inflatable_utils import (
     ObjectPullError,
+    ObjectPushError,
     ObjectUnavailableError,
     inflate_object_from_contents,
     push_objects,
@@ -54,6 +55,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 CLIENT_TASK, SERVER_TASK = TaskType.CLIENT_APP, TaskType.SERVER_APP
 BEAT_SECONDS = 10.0  # Flower gives a task up after 60 s of silence
+PUSHES = 3
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 _log = logging.getLogger("fedseal.runtime")
 
@@ -179,16 +181,24 @@ class RuntimeApi:
     def send(self, message: Message, run_id: int) -> str:
         """Push a message with what it carries; returns its id, empty when it was not taken.
 
-        Content that the other side holds already (a sum that goes to every party) is not sent again.
+        Content that the other side holds already (a sum that goes to every party) is not sent again.  It stops taking
+        a push whose next part comes after three minutes, or comes twice because its answer was lost: the message is
+        pushed again, which sends what is missing.  Raises `httpx.WriteError` where that does not help.
         """
         message.metadata.__dict__["_message_id"] = message.object_id
         proto = message_to_proto(remove_content_from_message(message))
         with no_object_id_recompute():
             objects, tree = get_all_nested_objects(message), get_object_tree(message)
-            got = self._client.PushMessages(PushAppMessagesRequest(messages_list=[proto], message_object_trees=[tree]))
-            push = make_push_object_fn_protobuf(self._client.PushObject, self._node, run_id, got.session_id)
-            push_objects(objects, push, object_ids_to_push=set(got.objects_to_push), keep_objects=True)
-        return next(iter(got.message_ids), message.metadata.message_id)
+            asked = PushAppMessagesRequest(messages_list=[proto], message_object_trees=[tree])
+            for _ in range(PUSHES):
+                got = self._client.PushMessages(asked)
+                push = make_push_object_fn_protobuf(self._client.PushObject, self._node, run_id, got.session_id)
+                try:
+                    push_objects(objects, push, object_ids_to_push=set(got.objects_to_push), keep_objects=True)
+                except ObjectPushError:
+                    continue
+                return next(iter(got.message_ids), message.metadata.message_id)
+        raise httpx.WriteError(f"the other side stopped taking a message, {PUSHES} times")
 
     def arrived(self, message_ids: Iterable[str] = ()) -> list[tuple[str, Parcel]]:
         """Messages (of an executor), or replies to these messages, with the id they answer; each is told once."""

@@ -87,11 +87,7 @@ def read_table(path: Path | SqlSource, *, id_columns: Sequence[str], label: str,
     if isinstance(path, SqlSource):
         return _from_query(path, id_columns, label, where)
     where = f"{where}: {path.name}"
-    kind = next((f for f in sorted(FORMATS, key=len, reverse=True) if path.name.lower().endswith(f)), None)
-    if kind is None:
-        raise DataError(where, f"unknown kind of file {path.suffix!r}", allowed=", ".join(FORMATS))
-    if not path.is_file():
-        raise DataError(where, "no such file", allowed="a file")
+    kind = _kind(path, where)
     if kind == ".npz":
         return _from_npz(path, id_columns, label, where)
     if kind == ".parquet":
@@ -103,6 +99,37 @@ def read_table(path: Path | SqlSource, *, id_columns: Sequence[str], label: str,
     return _from_columns(columns, id_columns, label, source)
 
 
+def read_ids(path: Path | SqlSource, columns: Sequence[str], *, where: str) -> pa.Table:
+    """The id columns of a party's file or query, in that order and as they stand there: csv as text.
+
+    Raises
+    ------
+    DataError : the file or database cannot be read, or a column is missing.
+    """
+    import pyarrow as pa
+
+    if isinstance(path, SqlSource):
+        table, where = read_sql(path, where), f"{where}: query result"
+        _check_header(table.column_names, where)
+    else:
+        where = f"{where}: {path.name}"
+        kind = _kind(path, where)
+        if kind == ".npz":
+            arrays = _read_npz(path, where)
+            if uneven := [n for n in columns if n in arrays and arrays[n].ndim != 1]:
+                raise DataError(
+                    where, f"array {uneven[0]!r} has shape {arrays[uneven[0]].shape}", allowed="one dimension"
+                )
+            table = pa.table({name: arrays[name] for name in columns if name in arrays})
+        elif kind == ".parquet":
+            table = _read_parquet(path, where)
+        else:
+            table = _read_csv(path, where, only=columns)
+    for name in columns:
+        _is_there("id", name, table.column_names, where)
+    return table.select(list(columns))
+
+
 def _from_query(query: SqlSource, id_columns: Sequence[str], label: str, where: str) -> Table:
     columns = read_sql(query, where)
     where = f"{where}: query result"
@@ -110,11 +137,20 @@ def _from_query(query: SqlSource, id_columns: Sequence[str], label: str, where: 
     return _from_columns(columns, id_columns, label, _Source(where, _from_one, "row"))
 
 
+def _kind(path: Path, where: str) -> str:
+    kind = next((f for f in sorted(FORMATS, key=len, reverse=True) if path.name.lower().endswith(f)), None)
+    if kind is None:
+        raise DataError(where, f"unknown kind of file {path.suffix!r}", allowed=", ".join(FORMATS))
+    if not path.is_file():
+        raise DataError(where, "no such file", allowed="a file")
+    return kind
+
+
 def _from_one(rows: Sequence[int]) -> list[int]:
     return [row + 1 for row in rows]
 
 
-def _read_csv(path: Path, where: str) -> pa.Table:
+def _read_csv(path: Path, where: str, *, only: Sequence[str] = ()) -> pa.Table:
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
 
@@ -123,8 +159,13 @@ def _read_csv(path: Path, where: str) -> pa.Table:
         with _open_text(path) as file:
             header = next((row for row in csv.reader(file) if row), [])
         _check_header(header, where)
+        for name in only:
+            _is_there("id", name, header, where)
         texts = arrow_csv.ConvertOptions(
-            column_types={name: pa.string() for name in header}, strings_can_be_null=True, null_values=[""]
+            column_types={name: pa.string() for name in header},
+            include_columns=list(only),
+            strings_can_be_null=True,
+            null_values=[""],
         )
         parse = arrow_csv.ParseOptions(newlines_in_values=True)
         return arrow_csv.read_csv(path, convert_options=texts, parse_options=parse)
@@ -174,13 +215,17 @@ def _check_header(header: Sequence[str], where: str) -> None:
         raise DataError(where, f"duplicate column names: {shown}", allowed="names that differ")
 
 
+def _is_there(what: str, name: str, names: Sequence[str], where: str) -> None:
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3) or list(names[:8])
+        more = ", …" if len(near) < len(names) else ""
+        raise DataError(where, f"no {what} column {name!r}", allowed=", ".join(map(repr, near)) + more)
+
+
 def _pick(names: Sequence[str], id_columns: Sequence[str], label: str, where: str) -> list[str]:
     """The feature columns; raises where a named column is missing."""
     for what, name in [("label", label), *(("id", c) for c in id_columns)]:
-        if name not in names:
-            near = difflib.get_close_matches(name, names, n=3) or list(names[:8])
-            more = ", …" if len(near) < len(names) else ""
-            raise DataError(where, f"no {what} column {name!r}", allowed=", ".join(map(repr, near)) + more)
+        _is_there(what, name, names, where)
     features = [n for n in names if n != label and n not in id_columns]
     if label in id_columns or not features:
         problem = f"{label!r} is both label and id" if label in id_columns else "no feature columns"

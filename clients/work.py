@@ -36,6 +36,7 @@ class Work:
         assert admission.data is not None
         self.job, self.party, self.store, self.run = job, party, store, run
         self.data, self.plan, self.dataset = admission.data, admission.plan, admission.name
+        self.commitment = admission.commitment
         self.model = models.build_model(
             job.model,
             input_shape=self.data.input_shape,

@@ -17,6 +17,7 @@ from typing import Any
 from experiments.process_tree import ROOT, fedseal
 
 WAIT = 120.0
+PORTS = ("--port", "--door-port", "--health-port", "--exchange-port")
 
 
 class Loopback:
@@ -25,7 +26,7 @@ class Loopback:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.services: dict[str, subprocess.Popen[bytes]] = {}
-        self._ports = [_free_port() for _ in range(3)]
+        self._ports = [_free_port() for _ in range(4)]
 
     def home(self, who: str) -> Path:
         """Where a participant keeps everything."""
@@ -55,11 +56,7 @@ class Loopback:
     def make(self, nodes: Sequence[str]) -> None:
         """Coordinator, nodes, an engineer called ann; all started."""
         self.path.mkdir(parents=True, exist_ok=True)
-        ports = [
-            w
-            for pair in zip(("--port", "--door-port", "--health-port"), map(str, self._ports), strict=True)
-            for w in pair
-        ]
+        ports = [w for pair in zip(PORTS, map(str, self._ports), strict=True) for w in pair]
         self.command("coordinator", "coordinator", "init", "--host", "localhost", "--bind", "127.0.0.1", *ports)
         self.start("coordinator", "coordinator", "start", until="ready")
         for name in nodes:

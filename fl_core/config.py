@@ -20,7 +20,12 @@ from fl_core.crypto.profiles import get_profile
 from fl_core.errors import JobFileError, UsageError
 from fl_core.schema import plain, read, setting
 
-KINDS = ("horizontal",)
+KINDS = ("horizontal", "psi")
+#: The tables that a kind of job reads, beside the parties; another one in its file is an error.
+TABLES = {
+    "horizontal": ("dataset", "model", "train", "encryption", "privacy", "evaluate"),
+    "psi": ("psi", "session"),
+}
 MODELS = ("logistic", "mlp", "cnn")
 DATASETS = ("digits", "breast_cancer", "mnist10k", "pneumoniamnist")
 RUNTIMES = ("local", "simulation", "deployment")
@@ -38,6 +43,7 @@ class Party:
     label: str | None = setting(None, doc="the column to learn")
     max_epsilon: float | None = setting(None, above=0.0, doc="the owner's own limit for this dataset over all jobs")
     key: str | None = setting(None, doc="pins the party's card: its fingerprint, 64 hex characters")
+    psi_protocol: str = setting("any", choices=("any", "ecdh"), doc="the owner's demand on psi jobs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +120,27 @@ class Evaluate:
 
 
 @dataclasses.dataclass(frozen=True)
+class Psi:
+    """Private set intersection of the parties' ids."""
+
+    protocol: str = setting("auto", choices=("auto", "cm20", "ecdh"))
+    output: str = setting("receivers", choices=("receivers", "cardinality", "union"))
+    receivers: tuple[str, ...] = setting((), doc="who learns the result; default: all parties")
+    duplicates: str = setting(
+        "refuse", choices=("refuse", "first"), doc="first: rows with an id seen before are left out"
+    )
+    pad_to: int | None = setting(None, low=1, high=1 << 26, doc="hides set sizes below this bound")
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """How long the parties may talk."""
+
+    time_to_live: float = setting(6 * 3600.0, above=0.0, high=12 * 3600.0, doc="seconds")
+    timeout: float = setting(600.0, above=0.0, high=3600.0, doc="seconds a party waits for another one's message")
+
+
+@dataclasses.dataclass(frozen=True)
 class Job:
     """One job file after `--set`."""
 
@@ -128,16 +155,24 @@ class Job:
     encryption: Encryption = setting(Encryption())
     privacy: Privacy = setting(Privacy())
     evaluate: Evaluate = setting(Evaluate())
+    psi: Psi = setting(Psi())
+    session: Session = setting(Session())
     base: Path = dataclasses.field(default=Path(), metadata={"key": "\0base"})
 
     def public(self) -> dict[str, Any]:
         """The part every party sees: no path, no column, no owner's limit; integers and strings only."""
         view = plain(dataclasses.replace(self, parties=(), base=None))  # type: ignore[arg-type]
+        for name in _other_tables(self.kind):
+            view.pop(name, None)
         view["party"] = [{"name": p.name} | ({"key": p.key} if p.key else {}) for p in self.parties]
-        model = view["model"]
         if self.model.init:
-            model["init"] = file_digest(self.base / self.model.init)
+            view["model"]["init"] = file_digest(self.base / self.model.init)
         return dict(view)
+
+    def table(self) -> dict[str, Any]:
+        """The job file's table again, whole."""
+        table = dict(plain(dataclasses.replace(self, base=None), text=False))  # type: ignore[arg-type]
+        return {name: held for name, held in table.items() if name not in _other_tables(self.kind)}
 
     def digest(self) -> str:
         """SHA-256 of the public view: the job's name in messages, ledger and `--resume`."""
@@ -152,14 +187,21 @@ class Job:
         own: dict[str, Any] = {}
         if any(p.name == name for p in self.parties):
             party = self.party(name)
-            own = {k: v for k, v in dataclasses.asdict(party).items() if k != "name" and v not in (None, ())}
+            own = {k: v for k, v in dataclasses.asdict(party).items() if k != "name" and v not in (None, (), "any")}
         return own | ({"init": self.model.init} if self.model.init else {})
 
     @property
     def min_parties(self) -> int:
         """Contributions a round needs: as set, or all but one, at least three, always more than half."""
         n = len(self.parties)
+        if self.kind != "horizontal":
+            return n
         return self.train.min_parties or min(n, max(3, n - 1, n // 2 + 1))
+
+    @property
+    def is_session(self) -> bool:
+        """Whether the parties of this kind of job talk to each other."""
+        return "session" in TABLES[self.kind]
 
     @property
     def standardize(self) -> bool:
@@ -171,6 +213,8 @@ class Job:
     @property
     def unsafe(self) -> list[str]:
         """Every choice of this job that takes protection away, in words for the summary and the ledger."""
+        if self.kind == "psi":
+            return _unsafe_psi(self)
         said = []
         if self.encryption.scheme == "none":
             said.append("encryption is off: the coordinator sees every party's update")
@@ -181,6 +225,17 @@ class Job:
         if self.min_parties < 3:
             said.append("fewer than three contributions: each of two parties learns the other's update")
         return said
+
+
+def _other_tables(kind: str) -> set[str]:
+    """Tables that a job of this kind does not read."""
+    return {name for names in TABLES.values() for name in names} - set(TABLES[kind])
+
+
+def _unsafe_psi(job: Job) -> list[str]:
+    if job.psi.output != "receivers" or set(job.psi.receivers) != {p.name for p in job.parties}:
+        return []
+    return ["every party learns which of its ids the others have"] if job.psi.receivers else []
 
 
 def public_digest(view: Mapping[str, Any]) -> str:
@@ -198,9 +253,14 @@ def file_digest(path: Path) -> str:
 
 
 def job_from_public(view: Mapping[str, Any]) -> Job:
-    """The job as a party sees it: shared settings and the parties' names."""
-    table = _numbers(Job, dict(view))
-    return read(Job, table)
+    """The job as a party sees it: shared settings and the parties' names.
+
+    What holds between keys is checked here too: who sends a job need not have read it from a file.
+    """
+    if not isinstance(view, Mapping):
+        raise JobFileError("job", "is not a table")
+    _only_its_tables(view)
+    return _check_shared(read(Job, _numbers(Job, dict(view))))
 
 
 def _numbers(cls: type, table: dict[str, Any]) -> dict[str, Any]:
@@ -239,6 +299,7 @@ def load_job(source: Path | str | Mapping[str, Any], overrides: Sequence[str] | 
     for key, value in pairs:
         _override(table, key, value)
     _one_id_is_a_list(table)
+    _only_its_tables(table)
     job = dataclasses.replace(read(Job, table), base=base)
     return _check(_with_parties(job))
 
@@ -287,14 +348,24 @@ def _one_id_is_a_list(table: dict[str, Any]) -> None:
             entry["id"] = [entry["id"]]
 
 
+def _only_its_tables(table: Mapping[str, Any]) -> None:
+    """A table of another kind of job is a mistake, not a setting without effect."""
+    kind = str(table.get("kind"))
+    for name in _other_tables(kind) if kind in TABLES else ():
+        if name in table:
+            raise JobFileError(name, f"is not read by a {kind} job", allowed=", ".join(TABLES[kind]))
+
+
 def _with_parties(job: Job) -> Job:
     """An experiment's parties get names; real ones must name their data."""
     if job.dataset is None:
         if not job.parties:
-            raise JobFileError("party", "no parties", allowed="[[party]] tables, or a [dataset]")
+            allowed = "[[party]] tables, or a [dataset]" if job.kind == "horizontal" else "[[party]] tables"
+            raise JobFileError("party", "no parties", allowed=allowed)
+        needed = ("data", "label") if job.kind == "horizontal" else ("data", "id")
         for i, p in enumerate(job.parties):
-            for key in ("data", "label"):
-                if getattr(p, key) is None:
+            for key in needed:
+                if not getattr(p, key):
                     raise JobFileError(f"party[{i}].{key}", f"missing for party {p.name!r}", allowed="text")
         return job
     count = job.dataset.parties
@@ -316,13 +387,42 @@ def _known(key: str, name: str, known: tuple[str, ...]) -> None:
 
 
 def _check(job: Job) -> Job:
-    """What holds between keys."""
+    """What holds between keys, and the files that are named."""
+    _check_shared(job)
+    if job.runtime == "deployment":
+        _check_deployment(job)
+    else:
+        _check_files(job)
+    return job
+
+
+def _check_shared(job: Job) -> Job:
+    """What holds between keys that every party sees."""
     names = [p.name for p in job.parties]
     for i, name in enumerate([*names, *job.train.receivers]):
         if not _NAME.fullmatch(name) or name == "coordinator":
             raise JobFileError(f"party[{i}].name", f"{name!r}", allowed="a-z 0-9 _ . -, at most 64, not 'coordinator'")
         if [*names, *job.train.receivers].count(name) > 1:
             raise JobFileError(f"party[{i}].name", f"{name!r} is there twice", allowed="names that differ")
+    {"horizontal": _check_horizontal, "psi": _check_psi}[job.kind](job)
+    return job
+
+
+def _check_psi(job: Job) -> None:
+    names, psi = [p.name for p in job.parties], job.psi
+    if len(names) < 2:
+        raise JobFileError("party", f"{len(names)} party", allowed="two or more")
+    for name in psi.receivers:
+        if name not in names:
+            raise JobFileError("psi.receivers", f"{name!r}", allowed=", ".join(names))
+    if psi.protocol == "cm20" and (len(names) > 2 or psi.output != "receivers"):
+        raise JobFileError(
+            "psi.protocol", f"'cm20' with {len(names)} parties and output {psi.output!r}", allowed="ecdh, auto"
+        )
+
+
+def _check_horizontal(job: Job) -> None:
+    names = [p.name for p in job.parties]
     _known("model.name", job.model.name, MODELS)
     if job.dataset is not None:
         _known("dataset.name", job.dataset.name, DATASETS)
@@ -347,11 +447,6 @@ def _check(job: Job) -> Job:
             "'pooled' would tell the parties exact means that DP does not cover",
             allowed="none, with features brought to about -1 … 1 beforehand",
         )
-    if job.runtime == "deployment":
-        _check_deployment(job)
-    else:
-        _check_files(job)
-    return job
 
 
 def _check_files(job: Job) -> None:

@@ -29,7 +29,8 @@ DELIVER = "query.deliver"
 WITNESS = "query.witness"
 ABANDON = "query.abandon"
 CHECK = "query.check"
-STEPS = (JOIN, ROSTER, ROUND, CLOSE, DELIVER, WITNESS, ABANDON, CHECK)
+SESSION = "query.session"
+STEPS = (JOIN, ROSTER, ROUND, CLOSE, DELIVER, SESSION, WITNESS, ABANDON, CHECK)
 
 TRAIN, EVALUATE, STANDARDIZE = "train", "evaluate", "standardize"
 # Metric slots behind every vector: rows trained on, rows tested on, correct, loss over the tested, over the trained.

@@ -2,6 +2,7 @@
 
 A child dies with its parent (`PR_SET_PDEATHSIG`), whatever kills that one, so that no part of a service goes on alone.
 It asks for that itself when it starts: nothing of ours may run between fork and exec in a process that holds gRPC.
+Whoever starts it puts `from_here()` into its environment: it shows a child that its parent ended before it could ask.
 `python -m fl_core.processes ARGUMENTS` does it for a program that is not ours, then becomes `python ARGUMENTS`.
 """
 
@@ -24,12 +25,19 @@ QUIET_SECONDS = 60.0  # a child that lived so long is started again at once
 LONGEST_PAUSE = 15.0
 GRACE = 10.0
 LOG_LIMIT = 10 << 20
+_PARENT = "FEDSEAL_PARENT"
+
+
+def from_here() -> dict[str, str]:
+    """What the environment of a process that calls `die_with_parent` needs: who started it."""
+    return {_PARENT: str(os.getpid())}
 
 
 def die_with_parent() -> None:
     """Have this process killed when the thread that started it ends (Linux); called in the child."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() == 1:  # it ended before we could ask
+    started_by = os.environ.pop(_PARENT, None)  # it is not about our own children
+    if started_by not in (None, str(os.getppid())):  # it ended before we could ask
         os._exit(1)
 
 
@@ -86,7 +94,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=fd,
                 stderr=fd,
-                env={**os.environ, **self.environment},
+                env={**os.environ, **from_here(), **self.environment},
                 start_new_session=True,  # Ctrl-C at the terminal is for the service, which ends its children in order
             )
         finally:
@@ -112,7 +120,10 @@ class Child:
     def _rotate(self) -> None:
         """Copy and empty a long log: the process goes on writing at its end."""
         if self.log.exists() and self.log.stat().st_size > LOG_LIMIT:
-            shutil.copyfile(self.log, self.log.with_name(self.log.name + ".1"))
+            moved = self.log.with_name(self.log.name + ".1")
+            moved.unlink(missing_ok=True)
+            moved.touch(mode=0o600)
+            shutil.copyfile(self.log, moved)
             os.truncate(self.log, 0)
 
     @property

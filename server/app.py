@@ -17,6 +17,7 @@ from strategies.ceremony import abandon
 from strategies.coordination import Coordination
 from strategies.dispatch import Dispatcher
 from strategies.rounds import Outcome, Rounds
+from strategies.sessions import SessionRun
 
 app = ServerApp()
 _runs: dict[str, Coordination] = {}
@@ -32,10 +33,21 @@ def main(grid: Grid, context: Context) -> None:
     co = _runs[run]
     dispatcher = Dispatcher(grid, co)
     try:
-        _outcomes[run] = Rounds(dispatcher, co).run()
+        _outcomes[run] = _run(dispatcher, co)
     except FedsealError:
         abandon(dispatcher, co)
         raise
+
+
+def _run(dispatcher: Dispatcher, co: Coordination) -> Outcome:
+    if co.job.kind == "horizontal":
+        return Rounds(dispatcher, co).run()
+    from fl_core.protocols.psi.jobs import plan_of
+    from fl_core.protocols.psi.program import compare
+
+    plan = plan_of(co.job)
+    part = (lambda channel: compare(channel, plan)) if plan.comparer is not None else None
+    return SessionRun(dispatcher, co, part=part).run()
 
 
 @contextmanager

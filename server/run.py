@@ -45,7 +45,7 @@ from server.recorders.mlflow import MlflowRecorder, deliver_leftovers  # noqa: E
 from server.registry import RunFolder, RunInfo, find_unfinished, new_run_id  # noqa: E402
 from server.report import write_report  # noqa: E402
 from server.runtimes.base import FederationGrid  # noqa: E402
-from strategies.coordination import Coordination, Event  # noqa: E402
+from strategies.coordination import Coordination, Event, SessionHost  # noqa: E402
 
 if TYPE_CHECKING:
     from server.runtimes.deployment import Link
@@ -154,7 +154,7 @@ class Running:
         with ExitStack() as stack:
             mlflow = self._mlflow()
             deliver_leftovers(self.home.runs)
-            runtimes.warm_up(self.job.runtime)
+            runtimes.warm_up(self.job.runtime, self.job.kind)
             try:
                 identity = Identity.load_or_create(self.home.coordinator, COORDINATOR)
                 self.ledger = ledger = stack.enter_context(Ledger.open(self.home.ledger, identity))
@@ -195,7 +195,12 @@ class Running:
         ledger.append([Statement.make(identity, log=ledger.log, kind=kind, run=self.info.run, body=body)])
 
     def _coordination(
-        self, nodes: dict[str, int], ledger: Ledger, identity: Identity, mlflow: MlflowRecorder
+        self,
+        nodes: dict[str, int],
+        ledger: Ledger,
+        identity: Identity,
+        mlflow: MlflowRecorder,
+        host: SessionHost | None,
     ) -> Coordination:
         return Coordination(
             job=self.job,
@@ -209,6 +214,7 @@ class Running:
             progress=lambda event: self._event(event, mlflow),
             stopped=self.folder.is_stopping,
             own={} if self.link is None else told_to(self.job),
+            host=host,
         )
 
     def _event(self, event: Event, mlflow: MlflowRecorder) -> None:
@@ -237,10 +243,12 @@ class Running:
         configs = {name: self._node_config(name) for name in names}
         number = int(self.info.run, 16) or 1
         context = Context(number, 1, node_config={}, state=RecordDict(), run_config={"run": self.info.run})
-        with runtimes.open_grid(
-            self.job.runtime, configs, run_id=number, log=self.folder.log, link=self.link
-        ) as self.grid:
-            co = self._coordination(self.grid.nodes, ledger, identity, mlflow)
+        with ExitStack() as stack:
+            host = stack.enter_context(runtimes.open_host(self.link)) if self.job.is_session else None
+            self.grid = stack.enter_context(
+                runtimes.open_grid(self.job, configs, run_id=number, log=self.folder.log, link=self.link)
+            )
+            co = self._coordination(self.grid.nodes, ledger, identity, mlflow, host)
             with activated(co), _stop_on_signals(self.folder):
                 app(self.grid, context)
         return outcome(self.info.run)
@@ -289,9 +297,11 @@ class Running:
     def _summary(self, ledger: Ledger, metrics: dict[str, float], model: str, seconds: float) -> dict[str, Any]:
         out = Path(self.info.out)
         outputs: dict[str, dict[str, str | None]]
-        outputs = {p.parent.name: {"model": str(p)} for p in sorted(out.glob("*/model.pt"))}
-        if self.link is not None:  # each lies at its own node
-            outputs = {name: {"model": None} for name in self.link.nodes}
+        outputs = {}
+        for name, party, file in self._outputs():  # in a deployment each lies at its own node
+            path = out / party / file
+            if self.link is not None or path.exists():
+                outputs.setdefault(party, {})[name] = None if self.link is not None else str(path)
         return {
             "job": self.job.name,
             "kind": self.job.kind,
@@ -306,6 +316,16 @@ class Running:
             "model_digest": model,
             "unsafe": self.job.unsafe,
         }
+
+    def _outputs(self) -> list[tuple[str, str, str]]:
+        """Name, party and file of what the parties may have got."""
+        parties = [p.name for p in self.job.parties]
+        if self.job.kind == "horizontal":
+            return [("model", name, "model.pt") for name in [*parties, *self.job.train.receivers]]
+        if self.job.psi.output == "cardinality":
+            return []
+        name = {"receivers": "intersection", "union": "union"}[self.job.psi.output]
+        return [(name, party, f"{name}.csv") for party in self.job.psi.receivers or parties]
 
     def _finish(self, summary: dict[str, Any], ledger: Ledger, mlflow: MlflowRecorder, published: bytes | None) -> None:
         out, checkpoint = Path(self.info.out), ledger.checkpoint()
@@ -331,11 +351,9 @@ class Running:
             model = self.folder.path / "model.pt"
             write_atomic(model, published)
             publish = {"model": str(model), "name": self.job.name, "digest": summary["model_digest"]}
-        tags = {
-            "ledger.size": str(summary["ledger"]["size"]),
-            "ledger.root": summary["ledger"]["root"],
-            "model.digest": summary["model_digest"],
-        }
+        tags = {"ledger.size": str(summary["ledger"]["size"]), "ledger.root": summary["ledger"]["root"]}
+        if summary["model_digest"]:
+            tags["model.digest"] = summary["model_digest"]
         delivered = mlflow.finish(
             "FINISHED",
             tags=tags,
@@ -354,7 +372,7 @@ class Running:
         self.info.status, self.info.ended, self.info.metrics = "done", time.time(), summary["metrics"]
         self.info.mlflow_run_id = summary["mlflow_run_id"]
         self.folder.save(self.info)
-        shutil.rmtree(self.folder.path / "sums")
+        shutil.rmtree(self.folder.path / "sums", ignore_errors=True)
 
 
 def _note(summary: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fl_core import messages
-from fl_core.errors import BadMessage, BudgetExceeded, DataError, FedsealError, JobFailed, RefusedError
+from fl_core.errors import BadMessage, BudgetExceeded, DataError, FedsealError, JobFailed, Paused, RefusedError
 from fl_core.files import write_atomic
 from fl_core.trust import canonical
 from fl_core.trust.entry import Statement
@@ -43,8 +43,8 @@ class Ceremony:
 
     @property
     def key_id(self) -> str:
-        """Names the group key."""
-        return str(self.maker.body["key"])
+        """Names the group key; empty where the run has none."""
+        return str(self.maker.body.get("key", ""))
 
     def first_join(self, name: str) -> Any:
         """A value all trainers' join statements share."""
@@ -67,8 +67,8 @@ def hold(dispatcher: Dispatcher, co: Coordination) -> Ceremony:
     statements, sealed = _sign(dispatcher, co, roster)
     ceremony = Ceremony(roster, statements, sealed)
     body = {
-        "parties": list(roster.trainers),
-        "receivers": [n for n in roster.cards if n not in roster.trainers],
+        "parties": list(roster.contributors),
+        "receivers": [n for n in roster.cards if n not in roster.contributors],
         "min_parties": co.job.min_parties,
         "roster": roster.digest,
         "key": ceremony.key_id,
@@ -113,7 +113,7 @@ def _join(dispatcher: Dispatcher, co: Coordination) -> dict[str, Statement]:
         replies[reply.party] = reply
     for name in names:  # all have answered, so that all problems are told at once and nobody is left reserved
         if not replies[name].ok:
-            raise _why(replies[name], "joining")
+            raise why(name, replies[name].code, "joining", exit_code=replies[name].exit_code)
     for party in co.job.parties:
         card = dispatcher.cards[party.name]
         if party.key is not None and party.key != card.fingerprint:
@@ -127,15 +127,15 @@ def _join(dispatcher: Dispatcher, co: Coordination) -> dict[str, Statement]:
     return out
 
 
-def _why(reply: Reply, doing: str) -> FedsealError:
+def why(party: str, code: str, doing: str, *, exit_code: int = 1) -> FedsealError:
     """The failure of one party as this process's own: the class decides the exit code."""
-    text = f"party {reply.party}, {doing}: {reply.code}"
-    if reply.code == "budget":
+    text = f"party {party}, {doing}: {code}"
+    if code == BudgetExceeded.code:
         return BudgetExceeded(text)
-    if reply.exit_code == 3:
+    if exit_code == 3 or code in (RefusedError.code, Paused.code):
         return PartyRefused(text)
-    if reply.code in (DataError.code, "job", "usage"):
-        return DataError(f"party {reply.party}", f"{doing}: {reply.code}")
+    if code in (DataError.code, "job", "usage"):
+        return DataError(f"party {party}", f"{doing}: {code}")
     return JobFailed(text)
 
 
@@ -148,7 +148,7 @@ def _agree(roster: Roster) -> None:
         "limbs": "one number of features",
     }
     for name, want in allowed.items():
-        values = {p: roster.joins[p].body.get(name) for p in roster.trainers}
+        values = {p: roster.joins[p].body.get(name) for p in roster.contributors}
         usual = max(values.values(), key=lambda v: sum(v == w for w in values.values()))
         odd = [p for p, v in values.items() if v != usual]
         if odd:
@@ -162,7 +162,7 @@ def _sign(dispatcher: Dispatcher, co: Coordination, roster: Roster) -> tuple[lis
         messages.ROSTER, list(roster.cards), lambda _: request, timeout=co.step_timeout, max_blob=MAX_SEALED
     ):
         if not reply.ok or reply.packet is None:
-            raise _why(reply, "signing the roster")
+            raise why(reply.party, reply.code, "signing the roster", exit_code=reply.exit_code)
         statement = reply.packet.statement
         if statement.body.get("roster") != roster.digest:
             raise JobFailed(f"party {reply.party} signed another roster")

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fl_core.config import Job
 from fl_core.errors import JobFailed
 from fl_core.records import Recorder
+from fl_core.session.sealed import SealedChannel
+from fl_core.session.token import Token
 from fl_core.trust.entry import Entry, Statement
 from fl_core.trust.identity import CardBook, Identity
 from fl_core.trust.ledger import Ledger
+
+
+class SessionHost(Protocol):
+    """The way to the exchange."""
+
+    def offer(self, token: Token) -> dict[str, Any]:
+        """What a party needs to come: JSON-able, for that party alone."""
+        ...
+
+    def attend(self, channel: SealedChannel, token: Token) -> AbstractContextManager[Any]:
+        """Carry the coordinator's own channel for as long as the context lasts."""
+        ...
 
 
 class Stopped(JobFailed):
@@ -40,6 +55,7 @@ class Coordination:
     workdir : this run's folder: ceremony and sums, for `--resume` and for parties that missed a round.
     stopped : polled between replies.
     own : in a deployment, what each party alone is told of the job when it joins.
+    host : for jobs whose parties talk to each other.
     step_timeout : seconds a step other than a round waits for a party (start-up and data loading included).
     """
 
@@ -55,6 +71,7 @@ class Coordination:
     stopped: Callable[[], bool]
     step_timeout: float = 300.0
     own: Mapping[str, bytes] = field(default_factory=dict)
+    host: SessionHost | None = None
 
     def say(self, kind: str, body: dict[str, Any]) -> Statement:
         """A statement of the coordinator about this run."""

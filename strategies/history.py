@@ -28,6 +28,7 @@ class History:
     last_statement: dict[str, Entry] = field(default_factory=dict)
     models: dict[str, str] = field(default_factory=dict)
     digests: set[str] = field(default_factory=set)
+    sessions: int = 0  # opened so far
     ended: bool = False
     _reports: dict[int, list[bytes]] = field(default_factory=dict)
 
@@ -41,6 +42,11 @@ class History:
             self.recorded.add(body["round"])
         elif entry.kind in ("end", "resume"):
             self.ended = entry.kind == "end"
+        elif entry.kind == "session":
+            if entry.by == messages.COORDINATOR:
+                self.sessions += 1
+            else:
+                self.last_statement[entry.by] = entry
         elif entry.kind in ("update", "close"):
             self.applied[entry.by] = body["applied"]
             self.last_statement[entry.by] = entry

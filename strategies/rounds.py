@@ -47,7 +47,7 @@ class Rounds:
         self.log = Witnessed(dispatcher, co)
         self.history = self.log.history
         self.ceremony = ceremony.hold(dispatcher, co)
-        self.trainers = self.ceremony.roster.trainers
+        self.trainers = self.ceremony.roster.contributors
         self._pools = bool(self.ceremony.first_join("limbs"))
         self.sums = private_dir(co.workdir / "sums")
         self.published: bytes | None = None
@@ -70,7 +70,7 @@ class Rounds:
         if not self.history.ended:
             metrics = {k: decimal(v) for k, v in self.metrics().items()}
             self.log.commit([self.co.say("end", {"status": "done", "model": model, "metrics": metrics})])
-        body = {"round": closing, "closed": sorted(self.history.models)}
+        body = {"round": closing, messages.CLOSE: sorted(self.history.models)}
         self.log.witness(closing, self.trainers, body)
         self.co.progress(Event("closed", closing, {"model": model}))
         return Outcome(self.metrics(), model, self.published)

@@ -15,6 +15,7 @@ from fl_core.trust import database
 if TYPE_CHECKING:
     from clients.app import Account
 
+KEPT = 1000  # runs
 ENDS = {"query.close": "done", "query.deliver": "done", "query.abandon": "stopped", "query.check": "checked"}
 _FILE = database.FileType(
     word="node's activity",
@@ -40,6 +41,7 @@ _NOTE = (
     " last = excluded.last, step = excluded.step, round = excluded.round, messages = messages + 1,"
     f" state = iif({_STAYS}, state, excluded.state), problem = iif({_STAYS}, problem, excluded.problem)"
 )
+_PRUNE = "DELETE FROM runs WHERE run NOT IN (SELECT run FROM runs ORDER BY last DESC LIMIT ?)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Activity:
         self._path = path
 
     def note(self, account: Account) -> None:
-        """One message was answered."""
+        """One message was answered; the newest runs are kept."""
         if not self._path.exists():
             database.create(self._path, _FILE, mode=0o600, fill=lambda db: None)
         now, state = time.time(), ENDS.get(account.step, "active")
@@ -76,6 +78,7 @@ class Activity:
                 _NOTE,
                 (account.run, account.job, account.kind, now, now, account.step, account.round, state, account.problem),
             )
+            db.execute(_PRUNE, (KEPT,))
 
     def runs(self, *, most: int = 50) -> list[RunActivity]:
         """The newest runs, newest first."""

@@ -11,7 +11,7 @@ import ssl
 from pathlib import Path
 
 from fl_core.errors import JobFailed, UsageError
-from fl_core.trust.federation import Federation
+from fl_core.trust.federation import Federation, host_port
 
 PATH = "/fedseal/federation"
 SECONDS = 15.0
@@ -51,7 +51,10 @@ def federation_of(coordinator: str, *, file: Path | None, fingerprint: str | Non
 def verify(coordinator: str, federation: Federation) -> None:
     """Check that the coordinator shows a certificate of that authority for that host.  Raises `UsageError`."""
     host, port = split(coordinator)
-    context = ssl.create_default_context(cadata=federation.authority.decode())
+    try:
+        context = ssl.create_default_context(cadata=federation.authority.decode("ascii"))
+    except (ValueError, ssl.SSLError):
+        raise UsageError(f"coordinator {coordinator}: its authority is not a PEM certificate") from None
     try:
         _fetch(host, port, context)
     except ssl.SSLCertVerificationError as error:
@@ -62,10 +65,13 @@ def verify(coordinator: str, federation: Federation) -> None:
 
 def split(address: str) -> tuple[str, int]:
     """HOST:PORT in two.  Raises `UsageError`."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+    try:
+        host, port = host_port(address)
+    except ValueError:
+        port = 0
+    if port == 0:
         raise UsageError(f"--coordinator {address!r}; allowed: HOST:PORT")
-    return host.strip("[]"), int(port)
+    return host, port
 
 
 def _fetch(host: str, port: int, context: ssl.SSLContext) -> bytes:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from fl_core.errors import JobFailed
+from fl_core.files import write_atomic
+
 EVERY_SECONDS = 5.0
 FRESH_SECONDS = 45.0  # a SuperNode at work calls every half minute
+_log = logging.getLogger("fedseal.connection")
 
 
 @dataclass(frozen=True)
@@ -37,17 +42,18 @@ class Connection:
             changed = before is None or before.state != state
             self._held = Contact(state, now if changed or before is None else before.since, now, detail)
             if changed or now - self._written > EVERY_SECONDS:
-                temporary = self._path.with_suffix(".new")
-                temporary.write_text(json.dumps(asdict(self._held)), encoding="utf-8")
-                temporary.replace(self._path)
                 self._written = now
+                try:
+                    write_atomic(self._path, json.dumps(asdict(self._held)).encode())
+                except JobFailed as error:  # a full disk does not cut the node off
+                    _log.warning("%s", error)
 
 
 def read(path: Path) -> Contact | None:
-    """What was written last, if anything."""
+    """What was written last, if anything; a damaged file is no news."""
     try:
         return Contact(**json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError, TypeError):
         return None
 
 

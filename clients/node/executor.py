@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 from flwr.app import Context, Error, Message
@@ -21,8 +22,12 @@ from flwr.common.constant import ErrorCode, SubStatus
 
 from clients.runtime_api import CLIENT_TASK, MessageGone, Polling, RuntimeApi, Task, TaskInput, TaskLost
 from fl_core import bundle
-from fl_core.errors import BadMessage
+from fl_core.errors import BadMessage, FedsealError
 from fl_core.processes import die_with_parent
+
+if TYPE_CHECKING:
+    from clients.app import Account
+    from clients.node.activity import Activity
 
 MESSAGE_SECONDS = 60.0
 PARTS_SECONDS = 3600.0  # a large message on a slow line
@@ -110,7 +115,7 @@ def main() -> None:
     torch.set_num_threads(1)
     node = NodeFolder(Path(given.node))
     activity = Activity(node.path / "activity.db")
-    at_node(node.policy)
+    at_node(node.policy, node.line())
 
     def answer(message: Message, context: Context) -> Message:
         context.node_config = dict(node.run_config(run_name(context)))
@@ -118,11 +123,19 @@ def main() -> None:
             return app(message, context)
         finally:
             if (account := last_account()) is not None:
-                activity.note(account)
+                note(activity, account)
 
     api = RuntimeApi(given.runtime, ca=None, secret=Path(given.secret).read_bytes(), patience=2.0)
     _log.info("ready")
     Executor(api, answer).serve()
+
+
+def note(activity: Activity, account: Account) -> None:
+    """Tell the owner of an answer; the answer goes out all the same where that fails."""
+    try:
+        activity.note(account)
+    except (FedsealError, OSError) as error:  # a damaged file, a full disk
+        _log.warning("run %s: an answer is not in the node's activity (%s)", account.run, error)
 
 
 def run_name(context: Context) -> str:

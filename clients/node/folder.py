@@ -18,17 +18,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import secrets
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from clients.policy import Policy
+from clients.part import Line
+from clients.policy import KINDS, Policy
 from fl_core.errors import UsageError
 from fl_core.files import private_dir, write_atomic
 from fl_core.home import Home
 from fl_core.trust import canonical
+from fl_core.trust.federation import host_port
 from fl_core.trust.identity import CardBook, Identity
 from fl_core.trust.node_card import NodeCard
 from fl_core.urls import without_password
@@ -39,12 +44,15 @@ if TYPE_CHECKING:
 VERSION = 1
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Source:
     """Where data of one name lie: an absolute path, or a SQLAlchemy URL and a query."""
 
     place: str
     query: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Source(place={self.shown!r}, query={self.query!r})"
 
     @property
     def shown(self) -> str:
@@ -71,6 +79,7 @@ class Settings:
     kinds: tuple[str, ...] = Policy.kinds
     code: tuple[str, ...] = ()
     refuse_unsafe: bool = False
+    psi_protocol: str = "any"
     version: int = VERSION
 
     def encode(self) -> bytes:
@@ -79,15 +88,64 @@ class Settings:
 
     @classmethod
     def decode(cls, data: bytes, where: Path) -> Settings:
-        """As read.  Raises `UsageError`."""
+        """As read; all keys must be there, since what a missing one allows is everything.  Raises `UsageError`."""
         try:
             table = json.loads(data)
-            if table.get("version") != VERSION:
-                raise UsageError(f"{where}: a node of version {table.get('version')!r}; allowed: {VERSION}")
-            sources = {name: Source(**held) for name, held in table.pop("sources").items()}
-            return cls(**{**table, "sources": sources, "kinds": tuple(table["kinds"]), "code": tuple(table["code"])})
-        except (ValueError, TypeError, KeyError, AttributeError):
-            raise UsageError(f"{where}: not a node's settings") from None
+        except (ValueError, RecursionError):
+            table = None
+        if not isinstance(table, dict):
+            raise UsageError(f"{where}: not a node's settings; allowed: a JSON object")
+        if table.get("version") != VERSION:
+            raise UsageError(f"{where}: a node of version {table.get('version')!r}; allowed: {VERSION}")
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in [key for key in table if key not in known]:
+            raise UsageError(f"{where}: not a node's settings: key {key!r:.80}; allowed: {', '.join(known)}")
+        for key, (allowed, holds) in _ALLOWED.items():
+            if key not in table or not holds(table[key]):
+                problem = "is wrong" if key in table else "is missing"
+                raise UsageError(f"{where}: not a node's settings: {key} {problem}; allowed: {allowed}")
+        sources = {name: Source(**held) for name, held in table["sources"].items()}
+        return cls(**{**table, "sources": sources, "kinds": tuple(table["kinds"]), "code": tuple(table["code"])})
+
+
+def _is_address(value: Any) -> bool:
+    try:
+        return bool(host_port(value))
+    except ValueError:
+        return False
+
+
+def _are_sources(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(held, dict)
+        and set(held) == {"place", "query"}
+        and isinstance(held["place"], str)
+        and isinstance(held["query"], str | None)
+        for held in value.values()
+    )
+
+
+def _are_limits(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        type(limit) in (int, float) and 0 < limit <= sys.float_info.max for limit in value.values()
+    )
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+# What each key of `node.json` may hold: in words, and how it is checked.
+_ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "name": ("text", lambda value: isinstance(value, str)),
+    "coordinator": ("HOST:PORT", _is_address),
+    "sources": ('{NAME: {"place": PATH, "query": null}} or {NAME: {"place": URL, "query": SELECT}}', _are_sources),
+    "limits": ("{NAME: a positive number}", _are_limits),
+    "kinds": (f"a list of {', '.join(KINDS)}", lambda value: _are_texts(value) and set(value) <= set(KINDS)),
+    "code": ("a list of PACKAGE.MODULE:FUNCTION", _are_texts),
+    "refuse_unsafe": ("true or false", lambda value: isinstance(value, bool)),
+    "psi_protocol": ("any, ecdh", lambda value: value in ("any", "ecdh")),
+}
 
 
 class NodeFolder:
@@ -175,8 +233,14 @@ class NodeFolder:
             kinds=held.kinds,
             code=held.code,
             refuse_unsafe=held.refuse_unsafe,
+            psi_protocol=held.psi_protocol,
             paused=self.paused,
         )
+
+    def line(self) -> Line:
+        """How the node reaches the coordinator's exchange."""
+        host = self.settings().coordinator.rpartition(":")[0]
+        return Line(host, self.authority.read_bytes(), self.flower_key)
 
     @property
     def paused(self) -> bool:
@@ -192,9 +256,17 @@ class NodeFolder:
             marker.unlink(missing_ok=True)
 
     def card(self) -> NodeCard:
-        """What the operator registers: the party's identity and the node's Flower key, signed by the identity."""
+        """What the operator registers: the party's identity and the node's Flower key, signed by the identity.
+
+        Raises `UsageError` where one of the two is damaged.
+        """
         identity = Identity.load_or_create(self.path, self.name)
-        key = serialization.load_ssh_private_key(self.flower_key.read_bytes(), None)
+        try:
+            key = serialization.load_ssh_private_key(self.flower_key.read_bytes(), None)
+        except (OSError, ValueError, TypeError, UnsupportedAlgorithm):
+            raise UsageError(
+                f"{self.flower_key}: missing or damaged; allowed: the key that fedseal node init made"
+            ) from None
         public = key.public_key().public_bytes(
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
         )

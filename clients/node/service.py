@@ -18,6 +18,7 @@ from clients.node.folder import NodeFolder
 from fl_core.errors import JobFailed
 from fl_core.files import locked
 from fl_core.processes import Child, Service, free_port, options
+from fl_core.text import printable
 
 TICK = 0.5
 _EXIT = re.compile(r"Exit Code: (\d+)\s*\n(.*)")
@@ -28,7 +29,8 @@ class NodeService:
     """The service; `say` takes a line for the owner."""
 
     def __init__(self, folder: NodeFolder, *, say: Say) -> None:
-        self.folder, self._say = folder, say
+        self.folder = folder
+        self._say: Say = lambda line: say(printable(line))  # a log's last words may be another's
         self._settings = folder.settings()
         self._port = free_port()
         self._stopping = False

@@ -13,6 +13,7 @@ from clients.node.connection import is_connected, read
 from clients.node.folder import NodeFolder, Settings
 from clients.policy import EVERY
 from fl_core.files import locked
+from fl_core.text import printable
 from fl_core.trust.budget import OWNER_DELTA, Budget
 
 
@@ -60,24 +61,26 @@ def _data(folder: NodeFolder, settings: Settings) -> list[dict[str, Any]]:
 
 def show(found: dict[str, Any]) -> None:
     """For a person."""
-    console = Console(highlight=False, soft_wrap=True)
-    state = "connected" if found["connected"] else "not connected" if found["running"] else "not running"
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+    def line(text: str) -> None:
+        console.print(printable(text))
+
+    state = "connected to" if found["connected"] else "not connected to" if found["running"] else "not running; dials"
     paused = ", paused: takes no new jobs" if found["paused"] else ""
-    console.print(f"node {found['name']}: {state} to {found['coordinator']}{paused}")
+    line(f"node {found['name']}: {state} {found['coordinator']}{paused}")
     if found["contact"] and not found["connected"]:
         last = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found["contact"]["last"]))
-        console.print(f"  last call {last}: {found['contact']['state']} {found['contact']['detail']}")
+        line(f"  last call {last}: {found['contact']['state']} {found['contact']['detail']}")
     for data in found["data"]:
         rows = f", {data['rows']} training rows" if data["rows"] else ""
         limit = (
             "no limit" if data["max_epsilon"] is None else f"{data['epsilon_left']:.2f} of {data['max_epsilon']:g} left"
         )
-        console.print(
-            f"  data {data['name']}: {data['place'] or 'not bound'}{rows}; ε spent {data['epsilon_spent']:.2f}, {limit}"
-        )
+        place = data["place"] or "not bound"
+        line(f"  data {data['name']}: {place}{rows}; ε spent {data['epsilon_spent']:.2f}, {limit}")
     for run in found["runs"][:20]:
         when = time.strftime("%m-%d %H:%M", time.localtime(run["last"]))
-        line = (
-            f"  {when}  {run['state']:<8} {run['job'] or run['run']}  round {run['round']}, {run['messages']} messages"
-        )
-        console.print(line + (f"  {run['problem']}" if run["problem"] else ""))
+        problem = f"  {run['problem']}" if run["problem"] else ""
+        job = run["job"] or run["run"]
+        line(f"  {when}  {run['state']:<8} {job}  round {run['round']}, {run['messages']} messages{problem}")

@@ -116,12 +116,17 @@ def profile_names(*, with_test_only: bool = False) -> list[str]:
 
 
 # Head-room: a coefficient must stay under q/2 = 2^(log q - 1), which is 2^(log q - scale - 1) in units.  One
-# more bit is kept: two reals a slot lift a coefficient up to 4/π times the value, q lies a little under its
-# power of two, and noise is added.
+# more bit is kept: two reals a slot lift a coefficient up to √2 times the value (coefficient N/4), q lies a
+# little under its power of two, and noise is added, at most 21 a contribution (SEAL's centred binomial).
+#
+# Most parties of CKKS: a party's share of the head-room must hold its weighted update and metrics, and the
+# error of the canary must stay far below its tolerance, 8 · precision.  The error of a slot's real has deviation
+# √(N/2) · √(10.5 n + n²/12) / scale: noise of n ciphertexts, and roundings, which add up where contributions
+# are equal.  With CKKS_2048 and n = 1024 that is a share of ±4 and 9.1e-9, a seventeenth of the tolerance.
 CKKS_2048 = register(
     Profile(
         name="CKKS_2048", scheme="ckks", poly_modulus_degree=2048, coeff_bits=(54,), scale_bits=40,
-        security_bits=128, headroom=2.0**12, precision=2e-8, max_parties=256,
+        security_bits=128, headroom=2.0**12, precision=2e-8, max_parties=1024,
         bytes_up=7.63, bytes_down=15.12,
     )
 )  # fmt: skip

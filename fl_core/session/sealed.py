@@ -35,6 +35,8 @@ PIECE = 1 << 20
 WINDOW = 32 << 20
 ACK_BYTES, ACK_PIECES = WINDOW // 8, 64
 MAX_FRAME = PIECE + 4096
+REPORT = "report"
+MAX_REPORT = 256 << 10
 _START, _GO_ON = b"\x01", b"\x00"
 _HEAD = struct.Struct(">HQ")
 _DATA = (Frame.DATA, Frame.BYE)
@@ -91,6 +93,7 @@ class SealedChannel(Channel):
         self._closing = False
         self._turn = 0
         self.step = "opening"  # what the program does now
+        self.on_report: Callable[[str, bytes], None] | None = None  # takes reports that come between messages
 
     # ---- the program's side
 
@@ -120,6 +123,12 @@ class SealedChannel(Channel):
                     return None
                 self._news.wait(left)
 
+    @property
+    def talking(self) -> list[str]:
+        """Peers that have not ended their part, or of which something is unread."""
+        with self._lock:
+            return [peer for peer, state in self._peers.items() if not state.inbox.ended or state.inbox.held]
+
     def _send(self, to: str, parts: Sequence[memoryview], step: str) -> None:
         if len(step) > MAX_STEP:
             raise ValueError(f"a step's name of {len(step)} characters; allowed: {MAX_STEP}")
@@ -143,13 +152,23 @@ class SealedChannel(Channel):
 
     def _recv(self, source: str, step: str, max_bytes: int, timeout: float) -> bytearray:
         self.step = step
+        while True:
+            said, message = self._message(source, step, max_bytes, timeout)
+            if said == step or self.on_report is None:
+                return message
+            self.on_report(source, bytes(message))
+
+    def _message(self, source: str, step: str, max_bytes: int, timeout: float) -> tuple[str, bytearray]:
+        """The next message that `step` takes, or a report."""
         first = memoryview(self._piece(source, step, timeout))
         if len(first) < 1 + _HEAD.size or first[:1] != _START:
             raise self._refuse(source, step, "it is not the beginning of a message")
         length, total = _HEAD.unpack_from(first, 1)
         at = 1 + _HEAD.size + length
+        said = str(first[at - length : at], "utf-8", "replace")
+        between = said == REPORT != step and self.on_report is not None
         try:
-            check_message(source, step, str(first[at - length : at], "utf-8", "replace"), total, max_bytes)
+            check_message(source, REPORT if between else step, said, total, MAX_REPORT if between else max_bytes)
         except BadFrame as error:
             self.abort(error)
             raise
@@ -160,7 +179,7 @@ class SealedChannel(Channel):
             message[filled : filled + len(rest)] = rest
             filled += len(rest)
             if filled == total:
-                return message
+                return said, message
             piece = memoryview(self._piece(source, step, timeout))
             if piece[:1] != _GO_ON or len(piece) == 1:
                 raise self._refuse(source, step, f"a message that ends after {filled} of {total} bytes")

@@ -83,6 +83,15 @@ def issue_client(authority: Pair, *, name: str, roles: Sequence[str], days: int 
     return _issue(authority, x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name), *units]), None, "client", days)
 
 
+def certify(authority: Pair, key: bytes, *, name: str, days: int) -> bytes:
+    """A client's certificate for a public key (PEM) that somebody else holds."""
+    public = serialization.load_pem_public_key(key)
+    if not isinstance(public, ec.EllipticCurvePublicKey):
+        raise UsageError(f"{name}: its key is not on an elliptic curve")
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    return _pem(_sign(authority, subject, public, None, "client", days))
+
+
 def renew(authority: Pair, certificate: bytes, *, days: int = SERVER_DAYS) -> Pair:
     """A new key and certificate with the subject, hosts and purpose of an old one, which this authority signed."""
     old, signer = _parse(certificate, "certificate"), _parse(authority.certificate, "authority")
@@ -141,12 +150,25 @@ def fingerprint(certificate: bytes) -> str:
 def _issue(
     authority: Pair, subject: x509.Name, names: x509.SubjectAlternativeName | None, purpose: str, days: int
 ) -> Pair:
-    signer, key = _parse(authority.certificate, "authority"), ec.generate_private_key(ec.SECP256R1())
+    key = ec.generate_private_key(ec.SECP256R1())
+    chain = _pem(_sign(authority, subject, key.public_key(), names, purpose, days))
+    return Pair(chain + authority.certificate if purpose == "server" else chain, _key_pem(key))
+
+
+def _sign(
+    authority: Pair,
+    subject: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    names: x509.SubjectAlternativeName | None,
+    purpose: str,
+    days: int,
+) -> x509.Certificate:
+    signer = _parse(authority.certificate, "authority")
     signing = serialization.load_pem_private_key(authority.key, None)
     assert isinstance(signing, ec.EllipticCurvePrivateKey)
     identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(signing.public_key())
     builder = (
-        _builder(subject, signer.subject, key.public_key(), days)
+        _builder(subject, signer.subject, key, days)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(signs=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([_PURPOSES[purpose]]), critical=False)
@@ -154,8 +176,7 @@ def _issue(
     )
     if names is not None:
         builder = builder.add_extension(names, critical=False)
-    chain = _pem(builder.sign(signing, hashes.SHA256()))
-    return Pair(chain + authority.certificate if purpose == "server" else chain, _key_pem(key))
+    return builder.sign(signing, hashes.SHA256())
 
 
 def _builder(

@@ -20,7 +20,7 @@ from fl_core.trust.identity import Card, Identity, check_name, is_hex
 
 KINDS = frozenset({
     "log", "card", "job", "join", "roster", "key", "update", "aggregate", "round", "metrics", "refusal",
-    "failure", "drop", "resume", "publish", "receipt", "close", "end", "stop", "node", "person",
+    "failure", "drop", "resume", "publish", "receipt", "close", "session", "end", "stop", "node", "person",
 })  # fmt: skip
 MESSAGE_KINDS = frozenset({"request", "witness"})  # of signed messages that no ledger holds
 MAX_BODY = 64 * 1024

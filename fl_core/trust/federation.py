@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
 from fl_core.errors import IntegrityError, UsageError
+from fl_core.messages import COORDINATOR
 from fl_core.trust import certificates
 from fl_core.trust.identity import Card
 
 VERSION = 1
 _FIELDS = {"version", "authority", "coordinator", "nodes", "door"}
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s\x00-\x1f\x7f/@\[\]]+):([0-9]{1,5})")
+
+
+def host_port(address: Any) -> tuple[str, int]:
+    """HOST:PORT in two; brackets around an IPv6 address go.  Raises `ValueError`."""
+    found = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
+    if found is None or int(found[2]) > 65535:
+        raise ValueError
+    host = found[1].strip("[]")
+    host.encode("idna")  # UnicodeError, which is a ValueError, where a resolver could not take it
+    return host, int(found[2])
 
 
 @dataclass(frozen=True)
@@ -35,13 +51,13 @@ class Federation:
             table = json.loads(data)
             if set(table) != _FIELDS or table["version"] != VERSION:
                 raise ValueError
-            return cls(
-                str(table["authority"]).encode(),
-                Card.from_dict(table["coordinator"]),
-                str(table["nodes"]),
-                str(table["door"]),
-            )
-        except (ValueError, TypeError, KeyError, IntegrityError):
+            card = Card.from_dict(table["coordinator"])
+            if card.name != COORDINATOR:
+                raise ValueError
+            for address in (table["nodes"], table["door"]):
+                host_port(address)
+            return cls(_authority(table["authority"]), card, table["nodes"], table["door"])
+        except (ValueError, TypeError, KeyError, AttributeError, IntegrityError, RecursionError):
             raise UsageError(f"{where}: not a federation of version {VERSION}") from None
 
     def encode(self) -> bytes:
@@ -54,6 +70,18 @@ class Federation:
             "door": self.door,
         }
         return json.dumps(table, indent=1).encode()
+
+
+def _authority(text: str) -> bytes:
+    """One certificate and nothing else: a second one would be trusted without being in the fingerprint."""
+    pem = text.encode("ascii")
+    try:
+        found = x509.load_pem_x509_certificate(pem)
+    except x509.InvalidVersion:  # not a ValueError
+        raise ValueError from None
+    if found.public_bytes(Encoding.PEM) != pem:
+        raise ValueError
+    return pem
 
 
 @dataclass(frozen=True)
@@ -70,7 +98,7 @@ class Pass:
             table = json.loads(data)
             federation = Federation.decode(json.dumps(table["federation"]).encode(), where)
             person = certificates.Pair(table["certificate"].encode(), table["key"].encode())
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise UsageError(f"{where}: not a pass; allowed: the file of fedseal coordinator admit") from None
         certificates.check_key(person)
         certificates.check(person.certificate, authority=federation.authority, purpose="client", where=where)

@@ -13,7 +13,7 @@ from typing import Any
 
 from fl_core.errors import BadMessage, BadSignature, UsageError
 from fl_core.trust import canonical
-from fl_core.trust.identity import Card, Identity
+from fl_core.trust.identity import Card, Identity, is_hex
 
 _PREFIX = b"fedseal node key v1\n"
 _HEAD = "fedseal-node-card:"
@@ -59,7 +59,7 @@ class NodeCard:
                 raise BadMessage("another kind of text")
             data = base64.b64decode(text.removeprefix(_HEAD).encode(), altchars=b"-_", validate=True)
             return cls.from_dict(canonical.decode(data, max_bytes=_MAX))
-        except (BadMessage, BadSignature, binascii.Error) as error:
+        except (BadMessage, BadSignature, binascii.Error, UnicodeEncodeError) as error:
             raise UsageError(f"node card: {error}; allowed: the line that fedseal node init printed") from None
 
     @classmethod
@@ -68,12 +68,9 @@ class NodeCard:
         if not isinstance(fields, dict) or set(fields) != {"card", "key", "sig"}:
             raise BadMessage("expected exactly card, key, sig")
         card, key, sig = Card.from_dict(fields["card"]), fields["key"], fields["sig"]
-        if not isinstance(key, str) or not isinstance(sig, str):
-            raise BadMessage("key and sig are text")
-        try:
-            card.verify(_text(card, key), bytes.fromhex(sig))
-        except ValueError:
-            raise BadMessage("sig is not hex") from None
+        if not isinstance(key, str) or not is_hex(sig, 64):
+            raise BadMessage("key is text, sig 64 bytes of lower-case hex")
+        card.verify(_text(card, key), bytes.fromhex(sig))
         return cls(card, key, sig)
 
 

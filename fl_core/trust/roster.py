@@ -74,25 +74,22 @@ class Roster:
             raise WrongKey(f"the roster shows another card for {me.name!r}")
 
     @property
-    def trainers(self) -> list[str]:
-        """Those who contribute, in the job's order."""
-        return [name for name, join in self.joins.items() if join.body.get("role") == "trainer"]
+    def contributors(self) -> list[str]:
+        """Those who bring data, in the job's order."""
+        return [name for name, join in self.joins.items() if join.body.get("role") in ("trainer", "party")]
 
     @property
     def key_maker(self) -> str:
         """The party that makes the group key."""
-        return self.trainers[0]
+        return self.contributors[0]
 
     @property
     def ephemerals(self) -> dict[str, bytes]:
         """Each party's X25519 public key of this run."""
         return {name: bytes.fromhex(str(join.body.get("ephemeral", ""))) for name, join in self.joins.items()}
 
-    def check_ceremony(self, statements: Sequence[Mapping[str, Any]], *, run: str, sealed: str, me: str) -> Statement:
-        """Every party signed this roster, and its key maker signed the digest of the key sealed to `me`.
-
-        Returns the key maker's statement.  Raises `BadMessage`, `BadSignature` or `WrongKey`.
-        """
+    def check_signed(self, statements: Sequence[Mapping[str, Any]], *, run: str) -> dict[str, Statement]:
+        """Every party signed this roster; returns what each said.  Raises `BadMessage` or `BadSignature`."""
         signed: dict[str, Statement] = {}
         for table in statements:
             statement = Statement.from_dict(dict(table))
@@ -104,7 +101,14 @@ class Roster:
         missing = sorted(set(self.cards) - set(signed))
         if missing:
             raise BadMessage(f"the roster is not signed by {', '.join(missing)}")
-        maker = signed[self.key_maker]
+        return signed
+
+    def check_ceremony(self, statements: Sequence[Mapping[str, Any]], *, run: str, sealed: str, me: str) -> Statement:
+        """Every party signed this roster, and its key maker signed the digest of the key sealed to `me`.
+
+        Returns the key maker's statement.  Raises `BadMessage`, `BadSignature` or `WrongKey`.
+        """
+        maker = self.check_signed(statements, run=run)[self.key_maker]
         if maker.kind != "key" or maker.body.get("blobs", {}).get(f"key.{me}") != sealed:
             raise WrongKey("the sealed key is not the one the key maker signed")
         return maker

@@ -51,6 +51,7 @@ def init(
     nodes_port: Annotated[int, typer.Option("--port", help="Where nodes come in.")] = 9443,
     door_port: Annotated[int, typer.Option("--door-port", help="Where people come in.")] = 9444,
     health_port: Annotated[int, typer.Option("--health-port", help="Plain HTTP on loopback.")] = 9445,
+    exchange_port: Annotated[int, typer.Option("--exchange-port", help="Where nodes come in for sessions.")] = 9446,
     home: HomeOption = None,
 ) -> None:
     """Make keys, certificates and settings."""
@@ -58,7 +59,7 @@ def init(
     from server.coordinator.folder import Addresses, CoordinatorFolder
 
     hosts = tuple(host or (["localhost"] if bind.startswith("127.") else [socket.getfqdn()]))
-    addresses = Addresses(hosts, bind, nodes_port, door_port, health_port)
+    addresses = Addresses(hosts, bind, nodes_port, door_port, health_port, exchange_port)
     folder = CoordinatorFolder.create(Home.open(home), addresses)
     found = folder.federation()
     print(f"coordinator for {', '.join(hosts)} in {folder.path}")

@@ -78,10 +78,10 @@ def _run(job: Path, changes: list[str], **options: Any) -> dict[str, Any]:
     from fl_core.config import load_job
     from server import runtimes
 
-    runtime = load_job(job, changes).runtime  # a bad job file starts nothing
-    runtimes.require(runtime)
+    read = load_job(job, changes)  # a bad job file starts nothing
+    runtimes.require(read.runtime)
     try:
-        runtimes.warm_up(runtime)
+        runtimes.warm_up(read.runtime, read.kind)
         from server.run import run_job
 
         return run_job(job, changes, **options)

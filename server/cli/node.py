@@ -35,6 +35,11 @@ CodeOption = Annotated[
     typer.Option("--allow-code", metavar="PACKAGE.MODULE:FUNCTION", help="Installed code that jobs may name."),
 ]
 
+PsiOption = Annotated[
+    str | None,
+    typer.Option("--psi-protocol", metavar="any|ecdh", help="Take part in psi by this protocol only."),
+]
+
 
 def _open(home: Path | None, name: str | None) -> NodeFolder:
     from clients.node.folder import NodeFolder
@@ -57,6 +62,7 @@ def init(
     refuse_unsafe: Annotated[
         bool, typer.Option("--refuse-unsafe", help="Refuse jobs that take protection away.")
     ] = False,
+    psi_protocol: PsiOption = None,
     federation: Annotated[
         Path | None, typer.Option("--federation", help="federation.json of the coordinator, instead of asking it.")
     ] = None,
@@ -79,6 +85,7 @@ def init(
         verify(coordinator, found)
     settings = _changed(Settings(name, coordinator), data, query, max_epsilon, allow, allow_code)
     settings = dataclasses.replace(settings, refuse_unsafe=refuse_unsafe)
+    settings = _with_psi(settings, psi_protocol)
     folder = NodeFolder.create(Home.open(home), settings, authority=found.authority)
     folder.pin(found.coordinator)
     card = folder.card()
@@ -103,6 +110,7 @@ def set(
     allow: KindOption = None,
     allow_code: CodeOption = None,
     refuse_unsafe: Annotated[bool | None, typer.Option("--refuse-unsafe/--take-unsafe")] = None,
+    psi_protocol: PsiOption = None,
     name: NameOption = None,
     home: HomeOption = None,
 ) -> None:
@@ -111,8 +119,16 @@ def set(
     settings = _changed(folder.settings(), data, query, max_epsilon, allow, allow_code)
     if refuse_unsafe is not None:
         settings = dataclasses.replace(settings, refuse_unsafe=refuse_unsafe)
-    folder.save(settings)
+    folder.save(_with_psi(settings, psi_protocol))
     print(f"node {folder.name}: saved")
+
+
+def _with_psi(settings: Settings, protocol: str | None) -> Settings:
+    if protocol is None:
+        return settings
+    if protocol not in ("any", "ecdh"):
+        raise UsageError(f"--psi-protocol {protocol}; allowed: any, ecdh")
+    return dataclasses.replace(settings, psi_protocol=protocol)
 
 
 def _changed(

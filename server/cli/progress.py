@@ -8,8 +8,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.status import Status
 from rich.table import Table
+
+from fl_core.text import printable
 
 if TYPE_CHECKING:
     from strategies.coordination import Event
@@ -24,6 +27,7 @@ WORDS = {
     "data": "its data",
 }
 
+SHOWN = ("accuracy", "loss", "epsilon", "intersection_size", "seconds")
 
 NAMES = {
     "accuracy": "accuracy on all test rows",
@@ -31,6 +35,9 @@ NAMES = {
     "bytes_up": "bytes up, a party and round",
     "bytes_down": "bytes down, a party and round",
     "round_seconds": "seconds a round, median",
+    "bytes": "bytes of messages, all parties",
+    "intersection_size": "ids in the intersection",
+    "seconds": "seconds of the session",
 }
 
 
@@ -38,7 +45,7 @@ class Progress:
     """Lines on stderr as things happen; on a terminal also what is being waited for."""
 
     def __init__(self, *, enabled: bool = True) -> None:
-        self.console = Console(stderr=True, quiet=not enabled, highlight=False)
+        self.console = Console(stderr=True, quiet=not enabled, highlight=False, emoji=False)
         self.status: Status | None = None
         self.began = time.monotonic()
         self.latest: dict[str, str] = {}
@@ -64,22 +71,28 @@ class Progress:
         """Show one event."""
         facts = event.facts
         if event.kind == "submitted":
-            self._line(f"submitted to {facts['coordinator']}: run {facts['run']}; Ctrl-C leaves it running")
+            self._line(f"submitted to {_plain(facts['coordinator'])}: run {facts['run']}; Ctrl-C leaves it running")
             self.say("waiting for the nodes")
         elif event.kind == "lost":
-            self._line(f"[yellow]{facts['text']}; trying on[/yellow]")
+            self._line(f"[yellow]{_plain(facts['text'])}; trying on[/yellow]")
         elif event.kind == "joined":
-            self._line(f"joined: {_some(facts['parties'])}; group key {facts['key']}")
-            self.say("round 1")
+            key = f"; group key {_plain(facts['key'])}" if facts["key"] else ""
+            self._line(f"joined: {_plain(_some(facts['parties']))}{key}")
+            self.say("round 1" if key else "the session")
+        elif event.kind == "session":
+            self._line(f"session {event.round} of {_plain(_some(facts['parties']))} is open")
+        elif event.kind == "progress":
+            self._line(f"  {_plain(facts['party'])}: {_plain(facts['text'])}")
         elif event.kind == "round":
             self._round(event.round, facts)
         elif event.kind == "record":
             self.latest = facts
-            shown = "  ".join(f"{k} {facts[k]}" for k in ("accuracy", "loss", "epsilon") if k in facts)
-            self._line(f"  model after round {event.round}: {shown}")
+            model = "accuracy" in facts or "loss" in facts
+            shown = "  ".join(f"{k} {facts[k]}" for k in SHOWN if k in facts)
+            self._line(f"  {'model after round' if model else 'round'} {event.round}: {_plain(shown)}")
         elif event.kind in ("dropped", "refused"):
             why = facts.get("text") or WORDS.get(str(facts["code"]), str(facts["code"]))
-            self._line(f"[yellow]  {facts['party']} {event.kind}[/yellow]: {why}")
+            self._line(f"[yellow]  {_plain(facts['party'])} {event.kind}[/yellow]: {_plain(why)}")
 
     def _round(self, number: int, facts: Mapping[str, Any]) -> None:
         names = {"train": f"round {number}", "evaluate": "evaluation", "standardize": "pooled statistics"}
@@ -91,11 +104,16 @@ class Progress:
             line += f", ε {facts['epsilon']}"
         if "ledger" in facts:
             line += f", ledger {facts['ledger']['size']} {facts['ledger']['root'][:8]}…"
-        self._line(f"{line}, {facts['seconds']} s")
+        self._line(_plain(f"{line}, {facts['seconds']} s"))
         self.say(f"round {number + 1}")
 
     def _line(self, text: str) -> None:
         self.console.print(f"[dim]{time.monotonic() - self.began:6.1f} s[/dim]  {text}")
+
+
+def _plain(text: object) -> str:
+    """Text from outside within a line of markup: shown as it is."""
+    return escape(printable(text))
 
 
 def _some(names: Sequence[str], most: int = 12) -> str:
@@ -105,10 +123,11 @@ def _some(names: Sequence[str], most: int = 12) -> str:
 
 def show_summary(summary: Mapping[str, Any]) -> None:
     """What a run came to, one fact a line; nothing is cut, so that it can be copied."""
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"\n[bold]{summary['job']}[/bold]: {summary['status']}")
+    console = Console(highlight=False, emoji=False, soft_wrap=True)
+    console.print(f"\n[bold]{_plain(summary['job'])}[/bold]: {_plain(summary['status'])}")
     metrics, ledger = summary["metrics"], summary["ledger"]
-    lines = [(NAMES.get(k, k), f"{v:,.0f}" if k.startswith("bytes") else f"{v:.4g}") for k, v in metrics.items()]
+    whole = ("bytes", "intersection_size")
+    lines = [(NAMES.get(k, k), f"{v:,.0f}" if k.startswith(whole) else f"{v:.4g}") for k, v in metrics.items()]
     lines.append(("seconds in all", f"{summary['seconds']:.1f}"))
     for party, files in summary["outputs"].items():
         lines += [(f"{party} got", path or f"its {name}, at its own node") for name, path in files.items()]
@@ -117,35 +136,35 @@ def show_summary(summary: Mapping[str, Any]) -> None:
     lines.append(("browse", f"mlflow ui --backend-store-uri {summary['mlflow']['uri']}"))
     lines.append(("verify", f"fedseal audit verify --ledger {ledger['path']}"))
     for name, value in lines:
-        console.print(f"  {name:<32} {value}")
+        console.print(_plain(f"  {name:<32} {value}"))
     for text in summary["unsafe"]:
-        console.print(f"[bold red]UNSAFE[/bold red] {text}")
+        console.print(f"[bold red]UNSAFE[/bold red] {_plain(text)}")
     if not summary["mlflow"]["delivered"]:
-        console.print(f"[yellow]MLflow is behind[/yellow]: {summary['mlflow']['reason']}")
+        console.print(f"[yellow]MLflow is behind[/yellow]: {_plain(summary['mlflow']['reason'])}")
 
 
 def show_runs(runs: Sequence[Mapping[str, Any]]) -> None:
     """The list of runs, oldest first; ids whole, so that they can be copied."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, emoji=False, soft_wrap=True)
     if not runs:
         console.print("no runs yet")
     for r in runs:
         started = time.strftime("%Y-%m-%d %H:%M", time.localtime(r["started"]))
         accuracy = f"accuracy {r['metrics']['accuracy']:.4f}" if "accuracy" in r["metrics"] else r["error"]
         mlflow = r["mlflow_run_id"] or ""
-        console.print(f"{r['run']}  {started}  {r['status']:<11} {r['name']:<24} {accuracy}  {mlflow}")
+        console.print(_plain(f"{r['run']}  {started}  {r['status']:<11} {r['name']:<24} {accuracy}  {mlflow}"))
 
 
 def show_check(result: Mapping[str, Any]) -> None:
     """What a dry run found."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     table = Table("party", "rows to train / test", "features", "classes", "ε planned", "ε left", "verdict")
     for p in result["parties"]:
-        cells = [str(p.get(k, "")) for k in ("rows", "features", "classes", "epsilon", "epsilon_left")]
-        table.add_row(p["party"], *cells, p["problem"] or p["status"])
+        cells = [p.get(k, "") for k in ("rows", "features", "classes", "epsilon", "epsilon_left")]
+        table.add_row(*map(_plain, [p["party"], *cells, p["problem"] or p["status"]]))
     console.print(table)
     for problem in result["problems"]:
-        console.print(f"[red]{problem}[/red]")
+        console.print(f"[red]{_plain(problem)}[/red]")
     for text in result["unsafe"]:
-        console.print(f"[bold red]UNSAFE[/bold red] {text}")
+        console.print(f"[bold red]UNSAFE[/bold red] {_plain(text)}")
     console.print("ready" if result["ok"] else "not ready")

@@ -8,14 +8,16 @@ authority's certificate and the coordinator's card.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
+from fl_core.errors import UsageError
 from server.coordinator.nodes import ENABLED, Nodes
 
-FLEET = "/v1/fleet/"
-CLOSED = (f"{FLEET}register-node", f"{FLEET}unregister-node")
+FLEET = re.compile("/v1/fleet/[a-z-]+")
+CLOSED = ("/v1/fleet/register-node", "/v1/fleet/unregister-node")
 FEDERATION = "/fedseal/federation"
 MAX_BODY = 24 << 20  # Flower sends arrays in chunks of 20 MiB
 
@@ -56,8 +58,10 @@ class NodesOnly:
 
     def _refusal(self, scope: Scope) -> tuple[int, bytes] | None:
         path, headers = scope["path"], dict(scope["headers"])
-        if scope["method"] != "POST" or not path.startswith(FLEET) or path in CLOSED or ".." in path:
+        if scope["method"] != "POST" or not FLEET.fullmatch(path) or path in CLOSED:
             return 404, b"not found"
+        if len(headers) < len(scope["headers"]):  # Flower might read another one than is read here
+            return 400, b"a header twice"
         if headers.get(self._header, b"").decode("latin-1") not in self._enabled():
             return 401, b"not a registered node"
         length = headers.get(b"content-length", b"")
@@ -73,9 +77,14 @@ class NodesOnly:
         except FileNotFoundError:
             return frozenset()
         if changed != self._read:
-            nodes = self._nodes.all().values()
-            self._keys, self._read = frozenset(n.header for n in nodes if n.state == ENABLED), changed
+            self._keys, self._read = self._known(), changed
         return self._keys
+
+    def _known(self) -> frozenset[str]:
+        try:
+            return frozenset(n.header for n in self._nodes.all().values() if n.state == ENABLED)
+        except UsageError:  # the service tells the operator; until then nobody comes in
+            return frozenset()
 
 
 async def _answer(send: Send, status: int, body: bytes, kind: bytes = b"text/plain") -> None:

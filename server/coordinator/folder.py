@@ -7,6 +7,8 @@
     server.pem  .key            of both doors, renewed once a year
     federation.json             what is public: the authority, the coordinator's card, addresses
     superexec.secret            between the SuperLink and the coordinator
+    exchange.secret             authenticates the tokens of sessions
+    exchange.pem  .key          certifies registered nodes for the exchange; both anew at each start of the service
     nodes.json  people.json     registered nodes; issued and revoked certificates
     state.db                    Flower's database: sealed messages in flight, pruned
     running.json                process and ports of the service that runs now
@@ -25,6 +27,7 @@ from fl_core.errors import UsageError
 from fl_core.files import private_dir, write_atomic
 from fl_core.home import Home
 from fl_core.messages import COORDINATOR
+from fl_core.session.token import SECRET_BYTES
 from fl_core.trust import certificates
 from fl_core.trust.certificates import Checked, Pair
 from fl_core.trust.federation import Federation
@@ -33,7 +36,7 @@ from server.coordinator.nodes import Nodes
 from server.coordinator.people import People
 
 VERSION = 1
-NODES_PORT, DOOR_PORT, HEALTH_PORT = 9443, 9444, 9445
+NODES_PORT, DOOR_PORT, HEALTH_PORT, EXCHANGE_PORT = 9443, 9444, 9445, 9446
 SOON_DAYS = 30
 
 
@@ -47,6 +50,7 @@ class Addresses:
     bind : address to listen on.
     nodes_port, door_port : where nodes and people come in.
     health_port : on loopback.
+    exchange_port : where nodes come in for sessions.
     """
 
     hosts: tuple[str, ...]
@@ -54,6 +58,7 @@ class Addresses:
     nodes_port: int = NODES_PORT
     door_port: int = DOOR_PORT
     health_port: int = HEALTH_PORT
+    exchange_port: int = EXCHANGE_PORT
     version: int = VERSION
 
     @property
@@ -126,6 +131,19 @@ class CoordinatorFolder:
     def public(self) -> Path:
         """What is public of this coordinator, as a file."""
         return self.path / "federation.json"
+
+    def renew_exchange(self) -> None:
+        """A new secret and a new authority for the exchange; sessions that were open end."""
+        write_atomic(self.path / "exchange.secret", secrets.token_bytes(SECRET_BYTES))
+        self._write_pair("exchange", certificates.make_authority("fedseal exchange"))
+
+    def exchange_secret(self) -> bytes:
+        """Authenticates the tokens of sessions."""
+        return (self.path / "exchange.secret").read_bytes()
+
+    def exchange_authority(self) -> Pair:
+        """Certifies registered nodes for the exchange."""
+        return Pair((self.path / "exchange.pem").read_bytes(), (self.path / "exchange.key").read_bytes())
 
     def federation(self) -> Federation:
         """What is public of this coordinator."""

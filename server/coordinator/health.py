@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
+from fl_core.errors import JobFailed, UsageError
+
 if TYPE_CHECKING:
     from server.coordinator.service import Coordinator
 
@@ -16,12 +18,15 @@ if TYPE_CHECKING:
 def look(coordinator: Coordinator) -> dict[str, Any]:
     """How the parts are; `ok` when all run."""
     parts = {child.name: "running" if child.alive else "down" for child in coordinator.service.children}
-    nodes = coordinator.folder.nodes.all()
+    try:
+        nodes: int | None = len(coordinator.folder.nodes.all())
+    except UsageError:  # the register is damaged; `status` says how
+        nodes = None
     return {
-        "ok": all(state == "running" for state in parts.values()),
+        "ok": all(state == "running" for state in parts.values()) and nodes is not None,
         "parts": parts,
         "runs": coordinator.runs.active,
-        "nodes": len(nodes),
+        "nodes": nodes,
         "restarts": {child.name: child.starts - 1 for child in coordinator.service.children},
     }
 
@@ -46,7 +51,11 @@ def open_health(coordinator: Coordinator) -> Iterator[str]:
         def log_message(self, format: str, *args: Any) -> None:
             """A look at the health is no news."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", coordinator.folder.addresses().health_port), Handler)
+    port = coordinator.folder.addresses().health_port
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    except OSError as error:
+        raise JobFailed(f"health: 127.0.0.1:{port} cannot be listened on ({error.strerror})") from None
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, name="health", daemon=True).start()
     try:

@@ -1,7 +1,7 @@
 """The nodes an operator has registered, in `nodes.json` of the coordinator's folder.
 
 The file is what is wanted; the service brings Flower's SuperLink in line with it (`flower_id`), and the filter in front
-of the SuperLink lets only enabled nodes through.
+of the SuperLink lets only enabled nodes through.  A damaged entry keeps out its own node and no other.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
 from fl_core.errors import JobFailed, UsageError
@@ -21,6 +23,7 @@ from fl_core.files import locked, write_atomic
 from fl_core.trust.node_card import NodeCard
 
 ENABLED, DISABLED = "enabled", "disabled"
+_CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +38,13 @@ class Node:
 
     @property
     def key(self) -> bytes:
-        """The node's Flower key as Flower's header and register carry it."""
-        key = load_pem_public_key(self.card["key"].encode())
+        """The node's Flower key as Flower's header and register carry it.  Raises `UsageError` where it is none."""
+        try:
+            key = load_pem_public_key(self.card["key"].encode())
+        except (ValueError, UnsupportedAlgorithm):
+            key = None
+        if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, _CURVES):
+            raise UsageError(f"node {self.name}: its key is none; allowed: PEM, elliptic curve P-256, P-384 or P-521")
         return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
     @property
@@ -52,14 +60,38 @@ class Nodes:
         self.path = path
 
     def all(self) -> dict[str, Node]:
-        """Every node, by name."""
+        """Every node, by name, but for damaged entries.  Raises `UsageError` where the file is no register."""
+        return self._read()[0]
+
+    def damaged(self) -> list[str]:
+        """A line about each node that is left out."""
+        return [f"{problem}; left out until its card is registered again" for _, problem in self._read()[1].values()]
+
+    def _read(self) -> tuple[dict[str, Node], dict[str, tuple[Any, str]]]:
+        """The nodes; damaged entries as they are, each with what is wrong."""
         if not self.path.exists():
-            return {}
-        table = json.loads(self.path.read_text(encoding="utf-8"))
-        return {name: Node(name=name, **held) for name, held in table.items()}
+            return {}, {}
+        try:
+            table = json.loads(self.path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            table = None
+        if not isinstance(table, dict):
+            raise UsageError(f"{self.path}: not a register of nodes; allowed: a JSON object, say that of a backup")
+        nodes: dict[str, Node] = {}
+        damaged: dict[str, tuple[Any, str]] = {}
+        taken: dict[bytes, str] = {}
+        for name, held in table.items():
+            try:
+                node = _node(name, held)
+                _check_key(node, taken)
+            except UsageError as error:
+                damaged[name] = (held, f"{self.path}: {error}")
+            else:
+                nodes[name], taken[node.key] = node, name
+        return nodes, damaged
 
     def register(self, card: NodeCard) -> Node:
-        """Add a node.  Raises `UsageError` where the name is taken by another card."""
+        """Add a node.  Raises `UsageError` where the key is none or the name or the key is taken by another card."""
         node = Node(card.name, card.fingerprint, card.to_dict())
         with self._changed() as nodes:
             before = nodes.get(card.name)
@@ -68,6 +100,7 @@ class Nodes:
                     f"node {card.name}: registered with another card ({before.fingerprint[:16]}…);"
                     f" allowed: fedseal coordinator remove {card.name} first"
                 )
+            _check_key(node, {other.key: name for name, other in nodes.items()})
             nodes[card.name] = before or node
             return nodes[card.name]
 
@@ -107,14 +140,34 @@ class Nodes:
     @contextmanager
     def _changed(self) -> Iterator[dict[str, Node]]:
         with locked(self.path.with_name(f".{self.path.name}.lock")):
-            nodes = self.all()
+            nodes, damaged = self._read()
             yield nodes
-            write_atomic(self.path, json.dumps(_table(nodes), indent=1).encode())
+            table = {name: held for name, (held, _) in damaged.items()} | _table(nodes)
+            write_atomic(self.path, json.dumps(table, indent=1).encode())
 
     def _known(self, nodes: Mapping[str, Node], name: str) -> str:
         if name not in nodes:
             raise UsageError(f"node {name}: not registered; registered: {', '.join(nodes) or 'none'}")
         return name
+
+
+def _node(name: str, held: Any) -> Node:
+    """An entry of the file.  Raises `UsageError`."""
+    try:
+        node = Node(name=name, **held)
+        kinds = [type(value) for value in (node.fingerprint, node.card["key"], node.flower_id)]
+    except (TypeError, KeyError):
+        kinds = []
+    if kinds != [str, str, int] or node.state not in (ENABLED, DISABLED):
+        raise UsageError(f"node {name}: its entry is damaged")
+    return node
+
+
+def _check_key(node: Node, taken: Mapping[bytes, str]) -> None:
+    """Refuse a key that is none, or another node's: Flower takes it once.  Raises `UsageError`."""
+    other = taken.get(node.key, node.name)
+    if other != node.name:
+        raise UsageError(f"node {node.name}: its key is that of node {other}; allowed: a key of its own")
 
 
 def _table(nodes: Mapping[str, Node]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from server import environment
 
@@ -23,6 +23,9 @@ from fl_core.processes import die_with_parent  # noqa: E402
 from server.coordinator.submission import FAILED, SUMMARY, Events, load  # noqa: E402
 from server.registry import RunFolder  # noqa: E402
 from strategies.coordination import Event  # noqa: E402
+
+if TYPE_CHECKING:
+    from server.runtimes.exchange import Access
 
 
 def main() -> int:
@@ -57,9 +60,25 @@ def _run(home: Home, folder: RunFolder, given: dict[str, Any], tell: Callable[[E
     from server.runtimes.deployment import Link, Task
 
     table, caller = load(folder.path)
-    link = Link(given["address"], given["ca"].encode(), Task(**given["task"]), given["nodes"])
     job, info, resume = load_job(table), folder.info(), bool(given["resume"])
+    access = _access(home, given) if job.is_session else None
+    link = Link(given["address"], given["ca"].encode(), Task(**given["task"]), given["nodes"], access)
     return Running(job, home, folder, info, tell, resume=resume, link=link, caller=caller).run(time.time())
+
+
+def _access(home: Home, given: dict[str, Any]) -> Access:
+    from server.coordinator.folder import CoordinatorFolder
+    from server.runtimes.exchange import Access
+
+    folder = CoordinatorFolder.open(home)
+    registered = folder.nodes.all()
+    return Access(
+        address=given["exchange"],
+        port=folder.addresses().exchange_port,
+        secret=folder.exchange_secret(),
+        authority=folder.exchange_authority(),
+        keys={name: registered[name].key for name in given["nodes"]},
+    )
 
 
 if __name__ == "__main__":

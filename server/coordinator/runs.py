@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from fl_core.config import Job, load_job
 from fl_core.errors import JobFailed, UsageError, WaitTimeout
+from fl_core.processes import from_here
 from server.coordinator.folder import CoordinatorFolder
 from server.coordinator.submission import Caller, Events, save
 from server.registry import RunFolder, RunInfo, all_runs, find, find_unfinished, new_run_id
@@ -23,8 +24,8 @@ STOP_SECONDS, CHECK_SECONDS = 60.0, 120.0
 class Runs:
     """The runs of a coordinator.  `start` is for its main thread: a process ends with the thread that started it."""
 
-    def __init__(self, folder: CoordinatorFolder, superlink: SuperLink) -> None:
-        self.folder, self.home, self._superlink = folder, folder.home, superlink
+    def __init__(self, folder: CoordinatorFolder, superlink: SuperLink, exchange: str) -> None:
+        self.folder, self.home, self._superlink, self._exchange = folder, folder.home, superlink, exchange
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     # ---- start and end
@@ -96,6 +97,7 @@ class Runs:
             "address": self._superlink.address,
             "ca": self._superlink.ca.decode(),
             "nodes": nodes,
+            "exchange": self._exchange,
             **more,
         }
         process = subprocess.Popen(
@@ -103,6 +105,7 @@ class Runs:
             stdin=subprocess.PIPE,
             stdout=out,
             stderr=None if out == subprocess.PIPE else out,
+            env={**os.environ, **from_here()},
             start_new_session=True,
         )
         assert process.stdin is not None

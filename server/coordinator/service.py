@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from typing import Any
 
-from fl_core.errors import FedsealError, JobFailed, WaitTimeout
+from fl_core.errors import FedsealError, JobFailed, UsageError, WaitTimeout
 from fl_core.files import locked, write_atomic
 from fl_core.processes import Child, Service, free_port, options
 from fl_core.trust.entry import Statement
@@ -53,9 +53,11 @@ class Coordinator:
         self._requests: queue.Queue[tuple[Callable[[], Any], Future[Any]]] = queue.Queue()
         self._stopping = False
         self.link = SuperLink(f"127.0.0.1:{free_port()}", folder.authority_pem, folder.secret.read_bytes())
-        self.runs = Runs(folder, self.link)
+        self._exchange = f"127.0.0.1:{free_port()}"
+        self.runs = Runs(folder, self.link, self._exchange)
         self.service = Service(self._children(), self._died)
         self._synced, self._pruned = -1, -PRUNE_EVERY
+        self._problems: list[str] = []
 
     # ---- life
 
@@ -71,6 +73,7 @@ class Coordinator:
                 signal.signal(number, self._stop)
             with Ledger.open(self.folder.home.ledger, self._identity) as ledger:
                 self._say(f"ledger {ledger.log}: {ledger.size} entries")
+            self.folder.renew_exchange()
             stack.callback(self.service.stop)
             self.service.start()
             self._await_superlink()
@@ -124,6 +127,9 @@ class Coordinator:
     def _children(self) -> list[Child]:
         log = self.folder.logs
         children = [Child("superlink", self._superlink_command, log / "superlink.log", {"FLWR_HOME": self._flwr_home})]
+        exchange = [sys.executable, "-m", "server.coordinator.start_exchange"]
+        exchange += [str(self.folder.home.path), self._exchange]
+        children.append(Child("exchange", lambda: exchange, log / "exchange.log"))
         if self._mlflow:
             children.append(Child("mlflow", self._mlflow_command, log / "mlflow.log"))
         return children
@@ -204,15 +210,28 @@ class Coordinator:
         changed = register.path.stat().st_mtime_ns if register.path.exists() else 0
         if changed == self._synced:
             return
-        nodes = register.all().values()
-        for number in self.link.online().keys() - {n.flower_id for n in nodes}:
+        try:
+            nodes, problems = register.all().values(), register.damaged()
+        except UsageError:
+            self._synced = changed  # said once
+            raise
+        known = self.link.online().keys()
+        for number in known - {n.flower_id for n in nodes}:
             self.link.unregister(number)
             self._pruned = -PRUNE_EVERY
-        for node in nodes:
-            if not node.flower_id:
+        strangers = [n for n in nodes if n.flower_id not in known]  # new, or Flower's database is
+        for node in strangers:
+            try:
                 register.set_flower_id(node.name, self.link.register(node.key))
                 self._say(f"node {node.name} registered ({node.fingerprint[:16]}…)")
-        self._synced = register.path.stat().st_mtime_ns if register.path.exists() else 0
+            except JobFailed as error:
+                problems.append(f"node {node.name}: {error}")
+        for problem in problems:
+            if problem not in self._problems:
+                self._say(problem)
+        self._problems = problems
+        if not strangers:  # else the register has changed by now, or one is to be tried again
+            self._synced = changed
 
     def note(self, kind: str, run: str, body: dict[str, Any]) -> None:
         """Put a statement of the coordinator on the ledger."""

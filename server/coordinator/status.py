@@ -22,9 +22,9 @@ def look(folder: CoordinatorFolder) -> dict[str, Any]:
     problems: list[str] = []
     soon: list[str] = []
     found: dict[str, Any] = {"running": False, "parts": {}, "runs": [], "restarts": {}}
-    held = json.loads(folder.running.read_text(encoding="utf-8")) if folder.running.exists() else {}
-    health = _health(str(held["health"])) if held else None
-    if health is None:
+    held = _read(folder.running.read_bytes(), _RUNNING) if folder.running.exists() else None
+    health = _health(held["health"]) if held else None
+    if held is None or health is None:
         problems.append("not running; allowed: fedseal coordinator start")
     else:
         found |= {"running": True, "parts": health["parts"], "runs": health["runs"], "restarts": health["restarts"]}

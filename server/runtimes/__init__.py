@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fl_core.errors import UsageError
 
 if TYPE_CHECKING:
+    from fl_core.config import Job
     from server.runtimes.base import FederationGrid
     from server.runtimes.deployment import Link
+    from strategies.coordination import SessionHost
 
 
 def require(runtime: str) -> None:
@@ -21,17 +23,17 @@ def require(runtime: str) -> None:
         raise UsageError("runtime 'simulation' needs the extra: pip install 'fedseal[simulation]'")
 
 
-def warm_up(runtime: str) -> None:
+def warm_up(runtime: str, kind: str) -> None:
     """Start what takes long, without waiting for it."""
     if runtime == "local":
         from server.runtimes import warm
 
-        warm.warm_up()
+        warm.warm_up(kind)
 
 
 @contextmanager
 def open_grid(
-    runtime: str, configs: Mapping[str, Mapping[str, str]], *, run_id: int, log: Path, link: Link | None = None
+    job: Job, configs: Mapping[str, Mapping[str, str]], *, run_id: int, log: Path, link: Link | None = None
 ) -> Iterator[FederationGrid]:
     """Run the ClientApp for each party for as long as the context lasts.
 
@@ -42,7 +44,7 @@ def open_grid(
     log : file that takes what the parties' processes print.
     link : in a deployment, the way to the SuperLink.
     """
-    with closing(_open(runtime, configs, run_id=run_id, log=log, link=link)) as grid:
+    with closing(_open(job, configs, run_id=run_id, log=log, link=link)) as grid:
         try:
             yield grid
         except BaseException:
@@ -51,16 +53,26 @@ def open_grid(
 
 
 def _open(
-    runtime: str, configs: Mapping[str, Mapping[str, str]], *, run_id: int, log: Path, link: Link | None
+    job: Job, configs: Mapping[str, Mapping[str, str]], *, run_id: int, log: Path, link: Link | None
 ) -> FederationGrid:
     if link is not None:
         from server.runtimes.deployment import DeploymentGrid
 
         return DeploymentGrid(link)
-    if runtime == "simulation":
+    if job.runtime == "simulation":
         from server.runtimes.simulation import SimulationGrid
 
-        return SimulationGrid.open(configs, run_id=run_id, log=log)
+        return SimulationGrid.open(configs, run_id=run_id, log=log, together=job.is_session)
     from server.runtimes.local import LocalGrid
 
-    return LocalGrid.open(configs, run_id=run_id, log=log)
+    return LocalGrid.open(configs, run_id=run_id, log=log, together=job.is_session)
+
+
+def open_host(link: Link | None) -> AbstractContextManager[SessionHost]:
+    """The way to the exchange, for jobs whose parties talk to each other."""
+    from server.runtimes.exchange import RemoteHost, local_host
+
+    if link is None:
+        return local_host()
+    assert link.exchange is not None
+    return nullcontext(RemoteHost(link.exchange))

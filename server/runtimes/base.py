@@ -39,8 +39,10 @@ class FederationGrid(Grid):
 
     @classmethod
     @abstractmethod
-    def open(cls, configs: Mapping[str, Mapping[str, str]], *, run_id: int, log: Path) -> FederationGrid:
-        """Start the parties; see `server.runtimes.open_grid`."""
+    def open(
+        cls, configs: Mapping[str, Mapping[str, str]], *, run_id: int, log: Path, together: bool = False
+    ) -> FederationGrid:
+        """Start the parties; see `server.runtimes.open_grid`.  `together`: all must be able to work at once."""
 
     @abstractmethod
     def close(self) -> None:

@@ -21,6 +21,7 @@ from flwr.common.constant import ErrorCode, SubStatus
 from clients.runtime_api import MessageGone, Parcel, Polling, RuntimeApi, Task, TaskLost
 from fl_core.errors import JobFailed
 from server.runtimes.base import FederationGrid
+from server.runtimes.exchange import Access
 
 LINK_SECONDS = 120.0  # that the SuperLink may be away
 PATIENCE = 120.0  # with a node that was connected when it was asked: Flower notes its loss after 50 to 65 s
@@ -53,12 +54,14 @@ class Link:
     address, ca : host:port on loopback, and the authority's PEM.
     task : Flower's task of this run, taken by the coordinator.
     nodes : Flower's number of each party's node.
+    exchange : the coordinator's, for jobs whose parties talk to each other.
     """
 
     address: str
     ca: bytes
     task: Task
     nodes: dict[str, int]
+    exchange: Access | None = None
 
 
 @dataclass
@@ -95,7 +98,9 @@ class DeploymentGrid(FederationGrid):
         super().__init__(link.nodes, run_id=link.task.run_id)
 
     @classmethod
-    def open(cls, configs: Mapping[str, Mapping[str, str]], *, run_id: int, log: Path) -> DeploymentGrid:
+    def open(
+        cls, configs: Mapping[str, Mapping[str, str]], *, run_id: int, log: Path, together: bool = False
+    ) -> DeploymentGrid:
         """Nodes are not started from here."""
         raise JobFailed("a deployment's nodes are started by their owners; submit the job to a coordinator")
 

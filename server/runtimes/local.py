@@ -123,10 +123,13 @@ class LocalGrid(FederationGrid):
             worker.start()
 
     @classmethod
-    def open(cls, configs: Mapping[str, Mapping[str, str]], *, run_id: int, log: Path) -> LocalGrid:
-        """A node a party, and the default number of workers."""
+    def open(
+        cls, configs: Mapping[str, Mapping[str, str]], *, run_id: int, log: Path, together: bool = False
+    ) -> LocalGrid:
+        """A node a party, and the default number of workers; with `together` one each."""
         nodes = [Node(number, party, dict(configs[party])) for party, number in numbered(configs).items()]
-        return cls(nodes, workers=default_workers(len(nodes)), run_id=run_id, log=log)
+        workers = len(nodes) if together else default_workers(len(nodes))
+        return cls(nodes, workers=workers, run_id=run_id, log=log)
 
     @property
     def pids(self) -> dict[str, int]:

@@ -1,13 +1,10 @@
-"""What the fork server imports once, so that a worker starts in milliseconds and shares the pages.
-
-The collector rests more meanwhile: imports make little garbage, and looking for it takes a sixth of their time.
-"""
+"""What the fork server imports once for training, so that a worker starts in milliseconds and shares the pages."""
 
 from __future__ import annotations
 
-import gc
 import importlib
-import logging
+
+from server.runtimes.imports import preload
 
 MODULES = (
     "flwr.clientapp",
@@ -27,11 +24,5 @@ MODULES = (
     "torch.utils.serialization.config",
 )
 
-gc.set_threshold(10_000, 10, 10)  # no collector at all leaves holes, which every worker fills with copied pages
-for _module in MODULES:
-    importlib.import_module(_module)
+preload(MODULES)
 importlib.import_module("torch").set_num_threads(1)
-logging.getLogger("flwr").setLevel(logging.WARNING)
-gc.collect()
-gc.freeze()  # keeps the collector from copying shared pages in every worker
-gc.set_threshold(700, 10, 10)

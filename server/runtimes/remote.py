@@ -20,7 +20,6 @@ from fl_core.config import Job
 from fl_core.errors import BudgetExceeded, FedsealError, JobFailed, RefusedError, UsageError
 from fl_core.files import write_atomic
 from fl_core.home import Home
-from fl_core.schema import plain
 from fl_core.trust.federation import Pass
 from fl_core.wire.door_pb2 import SubmitReply
 from server.registry import RunFolder, RunInfo
@@ -57,11 +56,6 @@ def read_pass(home: Home) -> Pass:
         raise UsageError(f"{path}: no pass to a coordinator here; allowed: {allowed}") from None
 
 
-def table_of(job: Job) -> dict[str, Any]:
-    """The job file's table again, for the coordinator to read."""
-    return dict(plain(dataclasses.replace(job, base=None), text=False))  # type: ignore[arg-type]
-
-
 def run_remote(
     job: Job, home: Home, *, out: Path | str | None, resume: bool, on_event: Callable[[Event], None] | None
 ) -> dict[str, Any]:
@@ -71,7 +65,7 @@ def run_remote(
     target = Path(out) if out else Path("runs") / f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     free(target)
     with DoorClient(read_pass(home)) as door:
-        submitted = door.submit(table_of(job), resume=resume, version=version("fedseal"))
+        submitted = door.submit(job.table(), resume=resume, version=version("fedseal"))
         note = _Note(home, job, submitted, target, door.address)
         try:
             if on_event is not None:
@@ -139,7 +133,7 @@ def watch(door: DoorClient, run: str, on_event: Callable[[Event], None], *, afte
 def check_there(job: Job, home: Home) -> dict[str, Any]:
     """Whether every party of a job would join it."""
     with DoorClient(read_pass(home)) as door:
-        return door.check(table_of(job), version=version("fedseal"))
+        return door.check(job.table(), version=version("fedseal"))
 
 
 def runs_there(home: Home) -> list[dict[str, Any]]:

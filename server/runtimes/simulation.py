@@ -11,6 +11,7 @@ private names of Flower's engine are imported here only.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import queue
 import shutil
@@ -35,6 +36,7 @@ from flwr.server.superlink.linkstate import LinkStateFactory
 from flwr.simulation.ray_transport.ray_actor import ClientAppActor, pool_size_from_resources
 
 from fl_core.errors import JobFailed
+from fl_core.learning.datasets import DATA_VARIABLE
 from server.runtimes.actor import NOTICE, Place
 from server.runtimes.base import POLL, WORKER_DIED, WORKER_SILENT, FederationGrid, numbered
 
@@ -50,21 +52,25 @@ class RayPool(Backend):
     ----------
     parties : the party of each node id.
     notices : takes the parties' accounts of their failures.
+    together : an actor a party, so that all can work at once.
     """
 
-    def __init__(self, parties: Mapping[int, str], notices: dict[str, str]) -> None:
-        self._parties, self._notices = parties, notices
+    def __init__(self, parties: Mapping[int, str], notices: dict[str, str], *, together: bool = False) -> None:
+        self._parties, self._notices, self._together = parties, notices, together
         self._turns = {node: threading.Lock() for node in parties}
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._actors: set[Any] = set()
         self._closing = False
         self._app_fn: Callable[[], ClientApp] | None = None
+        self._share = 1.0  # of a core, that an actor asks for
         self._ray = _Ray()
 
     def build(self, app_fn: Callable[[], ClientApp]) -> None:
         """Start the actors."""
         self._app_fn = app_fn
-        for _ in range(min(len(self._parties), pool_size_from_resources(RESOURCES))):
+        cores = pool_size_from_resources(RESOURCES)
+        self._share = min(1.0, cores / len(self._parties)) if self._together else 1.0
+        for _ in range(len(self._parties) if self._together else min(len(self._parties), cores)):
             self._idle.put(self._start())
 
     @property
@@ -90,7 +96,8 @@ class RayPool(Backend):
             except ray.exceptions.GetTimeoutError:
                 self._replace(actor, future)
                 return _error(WORKER_SILENT, "no answer in time; the actor was ended", message), context
-            except ray.exceptions.RayError:
+            except ray.exceptions.RayError as error:
+                self._account(self._parties[node], error)
                 self._replace(actor, future)
                 return _error(WORKER_DIED, "the actor died", message), context
             self._idle.put(actor)
@@ -98,8 +105,18 @@ class RayPool(Backend):
             self._notices[self._parties[node]] = text
         return reply, context
 
+    def _account(self, party: str, error: Exception) -> None:
+        """Say what became of an actor: in full in the run's log, in a line to the person if it raised something."""
+        if self._closing:
+            return
+        text = str(error).strip()
+        logging.getLogger("flwr").warning("%s: %s", party, text)
+        if isinstance(error, ray.exceptions.RayTaskError):
+            self._notices[party] = f"the Ray actor failed: {text.splitlines()[-1]}"
+
     def _start(self) -> Any:
-        actor = ClientAppActor.options(**RESOURCES).remote()  # type: ignore[attr-defined]
+        wanted = {name: math.floor(1000 * self._share * count) / 1000 for name, count in RESOURCES.items()}
+        actor = ClientAppActor.options(**wanted, **self._ray.settings()).remote()  # type: ignore[attr-defined]
         self._actors.add(actor)
         return actor
 
@@ -160,10 +177,13 @@ class _Mail:
 class SimulationGrid(FederationGrid):
     """A Grid with Flower's simulation engine in a thread behind it."""
 
-    def __init__(self, configs: Mapping[str, Mapping[str, str]], *, run_id: int, log: Path) -> None:
+    def __init__(
+        self, configs: Mapping[str, Mapping[str, str]], *, run_id: int, log: Path, together: bool = False
+    ) -> None:
         super().__init__(numbered(configs), run_id=run_id)
         self._mail = _Mail(self.nodes.values())
-        self._pool = RayPool({node: party for party, node in self.nodes.items()}, self.notices)
+        parties = {node: party for party, node in self.nodes.items()}
+        self._pool = RayPool(parties, self.notices, together=together)
         self._stop, self._failure, self._log = threading.Event(), "", _FlowerLog(log)
         stores = {}
         for party, node in self.nodes.items():
@@ -174,9 +194,11 @@ class SimulationGrid(FederationGrid):
         self._engine.start()
 
     @classmethod
-    def open(cls, configs: Mapping[str, Mapping[str, str]], *, run_id: int, log: Path) -> SimulationGrid:
-        """Start Ray and the engine."""
-        return cls(configs, run_id=run_id, log=log)
+    def open(
+        cls, configs: Mapping[str, Mapping[str, str]], *, run_id: int, log: Path, together: bool = False
+    ) -> SimulationGrid:
+        """Start Ray and the engine; with `together` an actor a party, however few the cores."""
+        return cls(configs, run_id=run_id, log=log, together=together)
 
     def _run_engine(self, place: Place, stores: dict[int, Any]) -> None:
         partitions = {node: i for i, node in enumerate(stores)}
@@ -233,7 +255,13 @@ class _Ray:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
 
+    def settings(self) -> dict[str, Any]:
+        """What an actor is told beyond its resources: another Ray's does not have this process's environment."""
+        told = {DATA_VARIABLE: os.environ[DATA_VARIABLE]} if DATA_VARIABLE in os.environ else {}
+        return {"runtime_env": {"env_vars": told}} if told and self._folder is None else {}
+
     def end(self) -> None:
+        """Leave Ray; what was started for the run ends."""
         if self._ours:
             ray.shutdown()
         if self._folder is not None:

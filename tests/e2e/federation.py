@@ -40,11 +40,12 @@ class Federation:
     def __init__(self, path: Path, *, coordinator: Path | None = None) -> None:
         self.path = path
         self.place = Place(coordinator or path / "coordinator")
-        self.nodes_port, self.door_port, self.health_port = (free_port() for _ in range(3))
+        self.nodes_port, self.door_port, self.health_port, self.exchange_port = (free_port() for _ in range(4))
         self.nodes: dict[str, Node] = {}
         self.people: dict[str, Place] = {}
         self.service: Running | None = None
-        ports = ("--port", self.nodes_port, "--door-port", self.door_port, "--health-port", self.health_port)
+        ports = ["--port", self.nodes_port, "--door-port", self.door_port, "--health-port", self.health_port]
+        ports += ["--exchange-port", self.exchange_port]
         done = self.place.fedseal("coordinator", "init", "--host", "localhost", "--bind", "127.0.0.1", *ports)
         assert done.code == 0, done
 

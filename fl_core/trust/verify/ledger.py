@@ -35,10 +35,10 @@ from .stream import Leaf, Record, StoredCheckpoint, open_records
 
 KINDS = frozenset({
     "log", "card", "job", "join", "roster", "key", "update", "aggregate", "round", "metrics", "refusal",
-    "failure", "drop", "resume", "publish", "receipt", "close", "end", "stop", "node", "person",
+    "failure", "drop", "resume", "publish", "receipt", "close", "session", "end", "stop", "node", "person",
 })  # fmt: skip
 # a run with one of these did something that its parties should have witnessed
-WORK = frozenset({"key", "update", "aggregate", "round", "metrics", "publish", "receipt", "close"})
+WORK = frozenset({"key", "update", "aggregate", "round", "metrics", "publish", "receipt", "close", "session"})
 
 _RUN = re.compile(r"[\x21-\x7e]{0,128}")
 

@@ -51,7 +51,7 @@ def test_the_agreed_roster_passes_and_reads_back(people):
     roster = people.roster()
     people.check(roster)
     again = Roster.parse(roster.text)
-    assert (again.digest, again.trainers, again.key_maker) == (roster.digest, list(NAMES), "a")
+    assert (again.digest, again.contributors, again.key_maker) == (roster.digest, list(NAMES), "a")
 
 
 @pytest.mark.parametrize("names", [("a", "b", "c", "ghost"), ("a", "b"), ("a", "b", "ghost")])
