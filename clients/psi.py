@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from csv import writer
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from clients.participant import Participant
+    from clients.policy import Policy
 
 FILES = {"receivers": "intersection.csv", "union": "union.csv"}
 
@@ -51,14 +52,7 @@ class PsiProgram(Program):
 
     def load(self) -> None:
         """As `Program.load`."""
-        where = f"party {self._party.name}"
-        if self._party.psi_protocol == "ecdh" and self._plan.may_be_cm20:
-            raise RefusedError(f"{where}: the owner takes part by ecdh only; the job says {self._plan.protocol}")
-        source = source_of(self._job, self._party, self._home.config.policy)
-        self._table = read_ids(source, self._party.id, where=where)
-        where = f"{where}: {getattr(source, 'name', 'query result')}"
-        first = self._job.psi.duplicates == "first"
-        self._ids = hash_ids(self._table.columns, self._party.id, where=where, duplicates="first" if first else "error")
+        self._table, self._ids = load_ids(self._job, self._party, self._home.config.policy)
 
     def commitment(self) -> str:
         """HMAC-SHA-256, hex, over the hashed ids."""
@@ -69,7 +63,8 @@ class PsiProgram(Program):
         """As `Program.run`."""
         began = time.monotonic()
         table, ids = self._loaded()
-        tell(f"{self._plan.output} of {len(self._plan.parties)} sets")
+        words = {"receivers": "intersection"}.get(self._plan.output, self._plan.output)
+        tell(f"{words} of {len(self._plan.parties)} sets, {len(ids.rows):,} ids here")
         found = align(channel, ids.hashes, self._plan, threads=os.cpu_count() or 1)
         outputs = {}
         if found.rows is not None:
@@ -99,6 +94,18 @@ class PsiProgram(Program):
             self.load()
         assert self._table is not None and self._ids is not None
         return self._table, self._ids
+
+
+def load_ids(job: Job, party: Party, policy: Policy | None) -> tuple[pa.Table, Ids]:
+    """A party's id columns and their hashes.  Raises `RefusedError` or `DataError`."""
+    where, plan = f"party {party.name}", plan_of(job)
+    if party.psi_protocol == "ecdh" and plan.may_be_cm20:
+        raise RefusedError(f"{where}: the owner takes part by ecdh only; the job says {plan.protocol}")
+    source = source_of(job, party, policy)
+    table = read_ids(source, party.id, where=where)
+    where = f"{where}: {getattr(source, 'name', 'query result')}"
+    duplicates: Literal["error", "first"] = "first" if job.psi.duplicates == "first" else "error"
+    return table, hash_ids(table.columns, party.id, where=where, duplicates=duplicates)
 
 
 def _write_csv(table: pa.Table, file: BinaryIO) -> None:

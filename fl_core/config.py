@@ -127,7 +127,7 @@ class Psi:
     output: str = setting("receivers", choices=("receivers", "cardinality", "union"))
     receivers: tuple[str, ...] = setting((), doc="who learns the result; default: all parties")
     duplicates: str = setting(
-        "refuse", choices=("refuse", "first"), doc="first: rows with an id seen before are left out"
+        "error", choices=("error", "first"), doc="first: rows with an id seen before are left out"
     )
     pad_to: int | None = setting(None, low=1, high=1 << 26, doc="hides set sizes below this bound")
 

@@ -24,7 +24,7 @@ def dry_run(
 
     Returns
     -------
-    dict : `ok`, `job`, `parties` (`party`, `status` ready | refused | problem, rows, features, classes, epsilon),
+    dict : `ok`, `job`, `parties` (`party`, `status` ready | refused | problem, ids or rows, features, classes, epsilon),
     `problems`, `unsafe`.
     """
     read, place = load_job(job, overrides), Home.open(home)
@@ -51,6 +51,24 @@ def dry_run(
 
 
 def _party(job: Job, party: Party, home: Home) -> tuple[dict[str, Any], Any]:
+    return _trainer(job, party, home) if job.kind == "horizontal" else (_member(job, party), None)
+
+
+def _member(job: Job, party: Party) -> dict[str, Any]:
+    """A party of a session: its ids."""
+    from clients.psi import load_ids
+
+    told: dict[str, Any] = {"party": party.name, "status": "ready", "problem": ""}
+    try:
+        _, ids = load_ids(job, party, None)
+        told["ids"] = f"{len(ids.rows):,}"
+    except FedsealError as error:
+        told["status"] = "refused" if isinstance(error, RefusedError) else "problem"
+        told["problem"] = str(error)
+    return told
+
+
+def _trainer(job: Job, party: Party, home: Home) -> tuple[dict[str, Any], Any]:
     from clients.guard import preview
 
     told: dict[str, Any] = {"party": party.name, "status": "ready", "problem": ""}

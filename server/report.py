@@ -31,6 +31,8 @@ _COLUMNS = {
     "bytes_down": "bytes down",
     "seconds": "seconds",
     "parties": "parties",
+    "bytes": "bytes of messages",
+    "intersection_size": "ids in common",
 }
 _CHARTS: tuple[tuple[str, tuple[str, ...], dict[str, bool]], ...] = (
     ("Accuracy, all parties' test rows", ("accuracy",), {}),
@@ -73,26 +75,38 @@ def write_report(path: Path, *, facts: Mapping[str, Any]) -> None:
 
 def _head(facts: Mapping[str, Any]) -> str:
     word, tone = _VERDICTS.get(facts["status"], (str(facts["status"]), "warn"))
-    trained = [r for r in facts["rounds"] if r["round"] > 0]
-    parties = _names(facts)
-    sentence = f"{len(trained)} rounds of training among {len(parties)} parties"
-    accuracy = _last(facts, "accuracy")
-    if accuracy and math.isfinite(float(accuracy)):
-        sentence += f"; the model is right on {float(accuracy):.1%} of the rows that the parties held out"
-    tiles = {
-        "accuracy": _last(facts, "accuracy"),
-        "loss": _last(facts, "loss"),
-        "ε spent": _last(facts, "epsilon"),
-        "rounds": str(len(trained)),
-        "parties": str(len(parties)),
-        "seconds in all": f"{facts['seconds']:.1f}",
-    }
+    sentence, tiles = (_trained if _trains(facts) else _compared)(facts)
+    tiles |= {"parties": str(len(_names(facts))), "seconds in all": f"{facts['seconds']:.1f}"}
     shown = "".join(f'<div class="tile"><b>{_text(v)}</b><span>{_text(k)}</span></div>' for k, v in tiles.items() if v)
     return (
         f'<p class="eyebrow">fedseal audit report, run {_text(facts["run"])}</p><h1>{_text(facts["name"])}</h1>'
         f'<p class="verdict"><b class="{tone}">{_text(word)}.</b> {_text(sentence)}.</p>'
         f'<div class="tiles">{shown}</div>'
     )
+
+
+def _trains(facts: Mapping[str, Any]) -> bool:
+    return bool(facts["job"].get("kind", "horizontal") == "horizontal")
+
+
+def _trained(facts: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+    trained = [r for r in facts["rounds"] if r["round"] > 0]
+    sentence = f"{len(trained)} rounds of training among {len(_names(facts))} parties"
+    accuracy = _last(facts, "accuracy")
+    if accuracy and math.isfinite(float(accuracy)):
+        sentence += f"; the model is right on {float(accuracy):.1%} of the rows that the parties held out"
+    return sentence, {
+        "accuracy": accuracy,
+        "loss": _last(facts, "loss"),
+        "ε spent": _last(facts, "epsilon"),
+        "rounds": str(len(trained)),
+    }
+
+
+def _compared(facts: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+    size = _last(facts, "intersection_size")
+    sentence = f"{len(_names(facts))} parties compared their ids" + (f"; {size} are common to all" if size else "")
+    return sentence, {"ids in common": size, "bytes of messages": _last(facts, "bytes")}
 
 
 def _unsafe(facts: Mapping[str, Any]) -> str:
@@ -127,6 +141,8 @@ def _parties(facts: Mapping[str, Any]) -> str:
 
 
 def _course(facts: Mapping[str, Any]) -> str:
+    if not _trains(facts):
+        return ""
     figures = [chart(title, [_series(facts, k) for k in keys], **how) for title, keys, how in _CHARTS]
     note = (
         "Pooled over all parties; round 0 is the model before training." if any(figures) else "No round was completed."
@@ -142,7 +158,27 @@ _COVERS = {
 }
 
 
+_RESULTS = {
+    "receivers": "which of their ids the others have as well",
+    "cardinality": "how many ids are common, and no id",
+    "union": "where their rows stand in the union, and how many rows it has",
+}
+
+
+def _privacy_of_psi(facts: Mapping[str, Any]) -> str:
+    psi = facts["job"].get("psi", {})
+    parties, output = _names(facts), psi.get("output", "receivers")
+    compares = len(parties) > 2 or output == "union"
+    numbers = "; it compared without keys: how many ids lie in each intersection and difference" if compares else ""
+    rows = _row("learned by", ", ".join(psi.get("receivers") or parties)) + _row("they learned", _RESULTS[output])
+    rows += _row("every party learned", "the sizes of the sets" + (" as padded" if psi.get("pad_to") else ""))
+    rows += _row("the coordinator saw", f"sizes and times of sealed messages, and what is on this page{numbers}")
+    return f'<h2>Privacy</h2><table class="facts">{rows}</table>'
+
+
 def _privacy(facts: Mapping[str, Any]) -> str:
+    if not _trains(facts):
+        return _privacy_of_psi(facts)
     privacy, encryption = facts["job"].get("privacy", {}), facts["job"].get("encryption", {})
     mechanism, noise = privacy.get("mechanism", "none"), privacy.get("noise", "os")
     rows = _row("mechanism", mechanism)
@@ -171,7 +207,7 @@ def _ledger(facts: Mapping[str, Any]) -> str:
         "root": ledger["root"],
         "log": ledger["log"],
         "co-signed by": cosigned,
-        "model, SHA-256": facts["model"] or "none",
+        **({"model, SHA-256": facts["model"] or "none"} if _trains(facts) else {}),
     }
     rows = "".join(_row(k, v, code=k in ("ledger", "root", "log", "model, SHA-256")) for k, v in values.items())
     return (

@@ -27,6 +27,14 @@ WORDS = {
     "data": "its data",
 }
 
+CHECKED = {
+    "ids": "ids",
+    "rows": "rows to train / test",
+    "features": "features",
+    "classes": "classes",
+    "epsilon": "ε planned",
+    "epsilon_left": "ε left",
+}
 SHOWN = ("accuracy", "loss", "epsilon", "intersection_size", "seconds")
 
 NAMES = {
@@ -158,10 +166,10 @@ def show_runs(runs: Sequence[Mapping[str, Any]]) -> None:
 def show_check(result: Mapping[str, Any]) -> None:
     """What a dry run found."""
     console = Console(highlight=False, emoji=False)
-    table = Table("party", "rows to train / test", "features", "classes", "ε planned", "ε left", "verdict")
+    shown = {k: v for k, v in CHECKED.items() if any(k in p for p in result["parties"])}
+    table = Table("party", *shown.values(), "verdict")
     for p in result["parties"]:
-        cells = [p.get(k, "") for k in ("rows", "features", "classes", "epsilon", "epsilon_left")]
-        table.add_row(*map(_plain, [p["party"], *cells, p["problem"] or p["status"]]))
+        table.add_row(*map(_plain, [p["party"], *(p.get(k, "") for k in shown), p["problem"] or p["status"]]))
     console.print(table)
     for problem in result["problems"]:
         console.print(f"[red]{_plain(problem)}[/red]")

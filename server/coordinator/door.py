@@ -34,8 +34,9 @@ from fl_core.wire.door_pb2 import (
     WatchRequest,
 )
 from server.coordinator.folder import CoordinatorFolder
+from server.coordinator.people import Person, Rejected
 from server.coordinator.runs import Runs
-from server.coordinator.submission import ENDS, Caller, Events
+from server.coordinator.submission import ENDS, Caller, Events, load
 from server.registry import RunFolder, facts
 
 SERVICE = door_pb2.DESCRIPTOR.services_by_name["Door"]
@@ -49,6 +50,7 @@ ROLES = {
 }
 WORKERS = 32  # calls at a time; a watcher holds one
 MAX_REQUEST = 4 << 20
+MAX_TEXT = 2000  # characters of an error
 LOOK = 0.2
 _CHUNK = 64 << 10
 _CODES = ((UsageError, grpc.StatusCode.INVALID_ARGUMENT), (RefusedError, grpc.StatusCode.PERMISSION_DENIED))
@@ -104,8 +106,11 @@ class Door:
     def Stop(self, request: StopRequest, caller: Caller, context: grpc.ServicerContext) -> StopReply:
         """Stop a run; it can be resumed."""
         run, info = self._runs.find(request.run)
-        if "operator" not in caller.roles and self._submitter(run) != caller.name:
-            raise RefusedError(f"run {info.run} was submitted by {self._submitter(run)}; an operator may stop it too")
+        submitter = self._submitter(run)
+        if "operator" not in caller.roles and submitter != caller.name:
+            self._note("refusal", info.run, {"caller": caller.to_dict(), "method": "Stop", "code": "submitter"})
+            whose = f"submitted by {submitter}" if submitter else "started at the coordinator"
+            raise RefusedError(f"run {info.run} was {whose}; an operator may stop it too")
         if not self._runs.is_going_on(run):
             raise UsageError(f"run {info.name} ({info.run}) is not running: {info.status}")
         self._note("stop", info.run, {"caller": caller.to_dict()})
@@ -115,8 +120,11 @@ class Door:
         return StopReply(run=info.run, status=run.info().status)
 
     def _submitter(self, run: RunFolder) -> str:
-        held = json.loads((run.path / "submission.json").read_text(encoding="utf-8"))
-        return str(held["caller"]["name"])
+        """Who submitted a run; nobody did where it was started at the coordinator's own machine."""
+        try:
+            return str(load(run.path)[1]["name"])
+        except FileNotFoundError:
+            return ""
 
     def List(self, request: ListRequest, caller: Caller, context: grpc.ServicerContext) -> ListReply:
         """All runs."""
@@ -128,7 +136,7 @@ class Door:
         at = request.offset
         while context.is_active():
             going_on = request.follow and self._runs.is_going_on(run)
-            if run.log.exists():
+            if run.log.exists() and run.log.stat().st_size > at:
                 with run.log.open("rb") as file:
                     file.seek(at)
                     while data := file.read(_CHUNK):
@@ -145,7 +153,7 @@ def _table(request: SubmitRequest) -> dict[str, Any]:
         raise UsageError(f"fedseal {request.version[:20]} here; the coordinator has {version('fedseal')}")
     try:
         table = json.loads(request.job)
-    except ValueError:
+    except (ValueError, RecursionError):
         table = None
     if not isinstance(table, dict):
         raise UsageError("the submitted job is not a JSON table")
@@ -194,13 +202,21 @@ class _Guarded(grpc.GenericRpcHandler):
 
     def _caller(self, method: str, context: grpc.ServicerContext) -> Caller:
         shown = context.auth_context().get("x509_pem_cert", [b""])[0]
-        person = self._folder.people.admit(shown, authority=self._folder.authority_pem)
+        try:
+            person = self._folder.people.admit(shown, authority=self._folder.authority_pem)
+        except Rejected as error:
+            self._refused(method, error.person, error.why)
+            raise
         caller = Caller(person.name, person.roles, person.fingerprint)
         if not set(person.roles) & set(ROLES[method]):
-            self._note("refusal", "", {"caller": caller.to_dict(), "method": method, "code": "role"})
+            self._refused(method, person, "role")
             wanted = " or ".join(ROLES[method])
             raise RefusedError(f"{method} is for {wanted}; {person.name} is {', '.join(person.roles)}")
         return caller
+
+    def _refused(self, method: str, person: Person, code: str) -> None:
+        caller = Caller(person.name, person.roles, person.fingerprint)
+        self._note("refusal", "", {"caller": caller.to_dict(), "method": method, "code": code})
 
 
 def _abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
@@ -209,7 +225,7 @@ def _abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
             _log.error("a call failed", exc_info=error)
         context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__}; the coordinator's output says more")
     code = next((code for kind, code in _CODES if isinstance(error, kind)), grpc.StatusCode.FAILED_PRECONDITION)
-    context.abort(code, " ".join(str(error).split()))
+    context.abort(code, " ".join(str(error).split())[:MAX_TEXT])
     raise error  # not reached: abort raises
 
 

@@ -24,6 +24,14 @@ class Person:
     revoked: float | None = None
 
 
+class Rejected(RefusedError):
+    """A certificate that opens nothing.  `person` is who it names, `why` is for the ledger."""
+
+    def __init__(self, text: str, person: Person, why: str) -> None:
+        super().__init__(text)
+        self.person, self.why = person, why
+
+
 class People:
     """The register; safe for several processes."""
 
@@ -54,7 +62,11 @@ class People:
             self._write([_revoked(p, name) for p in people])
 
     def admit(self, certificate: bytes, *, authority: bytes) -> Person:
-        """Who shows this certificate.  Raises `RefusedError` for one not issued here, expired or revoked."""
+        """Who shows this certificate.
+
+        Raises `Rejected` for one that was revoked or is not in the register, `RefusedError` for what is no valid
+        certificate of a person here.
+        """
         try:
             checked = certificates.check(certificate, authority=authority, purpose="client", where="your certificate")
         except UsageError as error:
@@ -62,9 +74,10 @@ class People:
         for person in self.all():
             if person.fingerprint == checked.fingerprint:
                 if person.revoked is not None:
-                    raise RefusedError(f"the certificate of {person.name} was revoked")
+                    raise Rejected(f"the certificate of {person.name} was revoked", person, "revoked")
                 return person
-        raise RefusedError(f"the certificate of {checked.name} is not in this coordinator's register")
+        named = Person(checked.name, checked.roles, checked.fingerprint, checked.not_after.timestamp())
+        raise Rejected(f"the certificate of {named.name} is not in this coordinator's register", named, "unknown")
 
     @property
     def _lock(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -9,9 +10,13 @@ from typing import Any
 
 from rich.console import Console
 
-from fl_core.errors import FedsealError
+from fl_core.errors import FedsealError, UsageError
 from server.coordinator.folder import SOON_DAYS, CoordinatorFolder
 from server.runtimes.superlink import SuperLink
+
+_RUNNING = {"health": str, "superlink": str}
+_HEALTH = {"parts": dict, "runs": list, "restarts": dict}
+_MOST = 1 << 20
 
 
 def look(folder: CoordinatorFolder) -> dict[str, Any]:
@@ -24,18 +29,25 @@ def look(folder: CoordinatorFolder) -> dict[str, Any]:
     found: dict[str, Any] = {"running": False, "parts": {}, "runs": [], "restarts": {}}
     held = _read(folder.running.read_bytes(), _RUNNING) if folder.running.exists() else None
     health = _health(held["health"]) if held else None
-    if held is None or health is None:
-        problems.append("not running; allowed: fedseal coordinator start")
+    if held is None or not health:
+        other = "" if held is None or health is None else f" (another program answers at {held['health']})"
+        problems.append(f"not running{other}; allowed: fedseal coordinator start")
     else:
         found |= {"running": True, "parts": health["parts"], "runs": health["runs"], "restarts": health["restarts"]}
         problems += [f"{part} is {state}" for part, state in health["parts"].items() if state != "running"]
     online: dict[int, bool] = {}
-    if health is not None:
+    if held is not None and health:
         try:
-            link = SuperLink(str(held["superlink"]), folder.authority_pem, folder.secret.read_bytes())
+            link = SuperLink(held["superlink"], folder.authority_pem, folder.secret.read_bytes())
             online = link.online()
         except FedsealError as error:
             problems.append(str(error))
+    try:
+        nodes = folder.nodes.all()
+        problems += folder.nodes.damaged()
+    except UsageError as error:
+        nodes = {}
+        problems.append(str(error))
     found["nodes"] = [
         {
             "name": n.name,
@@ -43,7 +55,7 @@ def look(folder: CoordinatorFolder) -> dict[str, Any]:
             "connected": online.get(n.flower_id, False) and n.state == "enabled",
             "fingerprint": n.fingerprint,
         }
-        for n in folder.nodes.all().values()
+        for n in nodes.values()
     ]
     try:
         checked = folder.check()
@@ -56,13 +68,26 @@ def look(folder: CoordinatorFolder) -> dict[str, Any]:
 
 
 def _health(url: str) -> dict[str, Any] | None:
+    """What the coordinator says of itself; empty where another program answers, None where nobody does."""
     try:
         with urllib.request.urlopen(url, timeout=5) as reply:  # noqa: S310  # our own, on loopback
-            return dict(json.load(reply))
+            return _read(reply.read(_MOST), _HEALTH) or {}
     except urllib.error.HTTPError as error:
-        return dict(json.load(error))
+        return _read(error.read(_MOST), _HEALTH) or {}
+    except http.client.HTTPException:
+        return {}
     except (OSError, ValueError):
         return None
+
+
+def _read(data: bytes, fields: dict[str, type]) -> dict[str, Any] | None:
+    """A JSON object that holds these fields, else None."""
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    good = isinstance(found, dict) and all(isinstance(found.get(name), kind) for name, kind in fields.items())
+    return found if good else None
 
 
 def show(found: dict[str, Any]) -> None:

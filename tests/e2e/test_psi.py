@@ -149,7 +149,7 @@ def test_a_party_killed_in_the_session_ends_the_job_at_once_for_all(place, victi
     for seed, name in enumerate(("bank", "bureau", "clinic")):
         write_people(place.path / f"{name}.csv", people(20_000, 1000 * seed), seed=seed)
     running = place.start("run", job(place, ["bank", "bureau", "clinic"]), "--json")
-    running.wait_for("receivers of 3 sets")
+    running.wait_for("intersection of 3 sets")
     time.sleep(1.0)
     workers = [pid for pid, said in place.processes().items() if "forkserver" in said]
     before = time.monotonic()
@@ -166,7 +166,7 @@ def test_a_session_can_be_stopped_and_taken_up_again(place):
         write_people(place.path / f"{name}.csv", people(10_000, 1000 * seed), seed=seed)
     path = job(place, ["bank", "bureau", "clinic"])
     running = place.start("run", path, "--out", "out")
-    running.wait_for("receivers of 3 sets")
+    running.wait_for("intersection of 3 sets")
     assert place.fedseal("stop", "meet", "--json").json["status"] == "stopped"
     assert running.end().code == 1
     done = place.fedseal("run", path, "--resume", "--json")
@@ -218,7 +218,7 @@ def test_nodes_of_a_deployment_meet_at_the_exchange(tmp_path):
         with sqlite3.connect(database) as connection:
             connection.executemany("INSERT INTO people VALUES (?, ?)", people(20_000, 4000))
         running = ann.start("run", path, "--set", "psi.protocol=ecdh")
-        running.wait_for("receivers of 2 sets")
+        running.wait_for("intersection of 2 sets")
         before = time.monotonic()
         os.kill(two.child("executor"), signal.SIGKILL)
         done = running.end(60)

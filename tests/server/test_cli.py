@@ -129,6 +129,9 @@ def test_every_error_is_one_line_and_the_exit_code_of_its_class(
         errors.JobFileError: ("a\nkey", "bad"),
         errors.DataError: ("here\nthere", "bad"),
         errors.WaitTimeout: ("x", 3),
+        errors.PeerTimeout: ("a", "x\ny", 3),
+        errors.PeerLost: ("a", "x\ny"),
+        errors.BadFrame: ("a", "x\ny", "bad"),
     }
     error = cls(*two.get(cls, ("first\nsecond",)))  # type: ignore[arg-type]
 

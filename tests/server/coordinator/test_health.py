@@ -149,7 +149,6 @@ def test_a_client_that_says_nothing_does_not_hold_up_the_next(coordinator):
             assert get(url)[0] == 200
 
 
-@pytest.mark.xfail(strict=True, raises=OSError, reason="a second coordinator on this machine ends in a traceback")
 def test_a_port_that_is_taken_is_one_line(folder, settings):
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = other.getsockname()[1]
@@ -222,23 +221,60 @@ def test_a_certificate_that_has_ended_is_not_well(well, serve_with):
     assert "expired on" in problem
 
 
-@pytest.mark.parametrize("body", [b"<html>", b""])
-def test_another_program_on_its_port_is_not_taken_for_the_coordinator(folder, body):
-    with answering(200, body) as url:
-        tell(folder, url)
-        found = status.look(folder)
-    assert (found["ok"], found["running"]) == (False, False)
-
-
-@pytest.mark.parametrize(("code", "body"), [(404, b"<html>"), (404, b'{"detail": "not found"}'), (200, b"[1]")])
-@pytest.mark.xfail(
-    strict=True, raises=(ValueError, KeyError, TypeError), reason="what another program answers is not looked at"
+@pytest.mark.parametrize(
+    ("code", "body"),
+    [
+        (200, b"<html>"),
+        (200, b""),
+        (404, b"<html>"),
+        (404, b'{"detail": "not found"}'),
+        (200, b"[1]"),
+        (200, b'{"parts": 3, "runs": [], "restarts": {}}'),
+        (200, b'{"a":' * 100_000),
+        (503, b"\xff"),
+    ],
 )
-def test_another_programs_page_on_its_port_is_no_traceback(folder, code, body):
+def test_another_program_on_its_port_is_not_taken_for_the_coordinator(folder, code, body):
     with answering(code, body) as url:
         tell(folder, url)
         found = status.look(folder)
     assert (found["ok"], found["running"]) == (False, False)
+    assert found["problems"] == [f"not running (another program answers at {url}); allowed: fedseal coordinator start"]
+
+
+def test_another_program_that_does_not_speak_http_is_no_traceback(folder):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def greet() -> None:
+            with other.accept()[0] as wire:
+                wire.sendall(b"SSH-2.0-x\r\n")
+
+        threading.Thread(target=greet, daemon=True).start()
+        tell(folder, f"http://127.0.0.1:{other.getsockname()[1]}/health")
+        found = status.look(folder)
+    assert (found["ok"], found["running"]) == (False, False)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"health": 3, "superlink": "x"}'])
+def test_a_damaged_note_of_what_runs_is_no_traceback(folder, text):
+    folder.running.write_text(text)
+    assert status.look(folder)["problems"] == ["not running; allowed: fedseal coordinator start"]
+
+
+def test_a_damaged_register_is_not_well_and_its_nodes_are_named(well):
+    table = json.loads(well.nodes.path.read_text())
+    table["bureau"]["card"] = {}
+    well.nodes.path.write_text(json.dumps(table))
+    found = status.look(well)
+    assert not found["ok"] and [n["name"] for n in found["nodes"]] == ["bank", "clinic"]
+    (problem,) = found["problems"]
+    assert "node bureau: its entry is damaged" in problem
+    well.nodes.path.write_text("{")
+    found = status.look(well)
+    assert not found["ok"] and found["nodes"] == []
+    assert any(str(well.nodes.path) in problem for problem in found["problems"])
+    code, body = get(json.loads(well.running.read_text())["health"])
+    assert (code, json.loads(body)["ok"]) == (503, False)
 
 
 def test_a_person_sees_each_node_and_each_problem(well, capsys):

@@ -139,6 +139,9 @@ def test_no_party_sees_two_lists_that_its_own_key_could_compare(count, monkeypat
         heard = [m for m in said if m.to == me and m.step == "psi ring"]
         own = curve25519.hash_to_curve(hashed(range(16)), tag=b"fedseal/psi-point/v1\0memory")
         lists = [(me, {row.tobytes()[:6] for row in own})]
+        in_file_order = curve25519.mask(own, keys[me]).tobytes()
+        assert values(sent[0], 32) == {in_file_order[at : at + 6] for at in range(0, 512, 32)}
+        assert sent[0].data != in_file_order
         for owner, message in zip(owners, sent, strict=True):
             lists.append((owner, values(message, 32 if message.step == "psi ring" else cut)))
         for owner, message in zip(owners[1:], heard, strict=True):
