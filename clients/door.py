@@ -20,6 +20,17 @@ from fl_core.wire.door_pb2 import Event, ListRequest, LogsRequest, StopRequest, 
 
 CALL_SECONDS = 150.0
 CONNECT_SECONDS = 20.0
+KEEPALIVE = [  # a line that is dead is lost after half a minute
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # of gRPC's own pings, in whose place none is sent
+]
+_OPTIONS = [
+    ("grpc.enable_retries", 0),
+    ("grpc.http2.max_pings_without_data", 0),  # a round may be quiet for long
+    ("grpc.max_metadata_size", 32 << 10),  # the text of an error, in whatever letters
+    ("grpc.absolute_max_metadata_size", 32 << 10),
+]
 _SERVICE = door_pb2.DESCRIPTOR.services_by_name["Door"]
 _ERRORS = {
     grpc.StatusCode.INVALID_ARGUMENT: UsageError,
@@ -34,7 +45,7 @@ class DoorClient:
     def __init__(self, held: Pass) -> None:
         self.address = held.federation.door
         credentials = grpc.ssl_channel_credentials(held.federation.authority, held.person.key, held.person.certificate)
-        self._channel = grpc.secure_channel(self.address, credentials, options=[("grpc.enable_retries", 0)])
+        self._channel = grpc.secure_channel(self.address, credentials, options=[*_OPTIONS, *KEEPALIVE])
 
     def __enter__(self) -> DoorClient:
         return self
@@ -87,23 +98,38 @@ class DoorClient:
             self._fail(error)
 
     def _stream(self, name: str, request: Any) -> Iterator[Any]:
+        call = self._method(name, self._channel.unary_stream)(request)
         try:
-            yield from self._method(name, self._channel.unary_stream)(request)
+            yield from call
         except grpc.RpcError as error:
-            self._fail(error)
+            if error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:
+                raise Busy(f"coordinator {self.address}: {error.details()}") from None
+            self._fail(error, stood=bool(call.initial_metadata()))
 
-    def _fail(self, error: grpc.RpcError) -> NoReturn:
+    def _fail(self, error: grpc.RpcError, *, stood: bool = False) -> NoReturn:
         code, details = error.code(), str(error.details() or "")
         if code in _ERRORS:
             raise _ERRORS[code](details) from None
         if code == grpc.StatusCode.UNAVAILABLE:
-            raise Unreachable(
-                f"coordinator {self.address} does not answer ({' '.join(details.split())[:160]})"
-            ) from None
+            text = f"coordinator {self.address} does not answer ({' '.join(details.split())[:160]})"
+            raise Unreachable(text, stood=stood) from None
         raise JobFailed(f"coordinator {self.address}: {code.name} {' '.join(details.split())[:160]}") from None
 
 
 class Unreachable(JobFailed):
-    """The connection to the coordinator is lost, or there was none."""
+    """The connection to the coordinator is lost, or there was none.
+
+    `stood`: it was there until now, whatever came over it.
+    """
 
     code = "unreachable"
+
+    def __init__(self, text: str, *, stood: bool = False) -> None:
+        super().__init__(text)
+        self.stood = stood
+
+
+class Busy(Unreachable):
+    """The coordinator has no place for another watcher at present."""
+
+    code = "busy"

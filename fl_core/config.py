@@ -233,9 +233,10 @@ def _other_tables(kind: str) -> set[str]:
 
 
 def _unsafe_psi(job: Job) -> list[str]:
-    if job.psi.output != "receivers" or set(job.psi.receivers) != {p.name for p in job.parties}:
-        return []
-    return ["every party learns which of its ids the others have"] if job.psi.receivers else []
+    everybody = {p.name for p in job.parties}
+    if job.psi.output == "receivers" and set(job.psi.receivers or everybody) == everybody:
+        return ["every party learns which of its ids the others have"]
+    return []
 
 
 def public_digest(view: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@
     │   ├── WaitTimeout             a wait ran out; names what it waited for
     │   │   └── PeerTimeout             … for another party, in which step
     │   ├── PeerLost                another party is gone, in which step
+    │   ├── ExchangeLost            the way to the other parties is gone
     │   └── TrainingDiverged        the update is not finite or over the head-room
     └── IntegrityError           1  do not trust what was received
         ├── BadSignature            a statement or checkpoint does not verify
@@ -114,6 +115,16 @@ class PeerLost(JobFailed):
     def __init__(self, peer: str, step: str, why: str = "it left the session") -> None:
         self.peer, self.step = peer, step
         super().__init__(f"party {peer} is gone in step {step!r}: {why}")
+
+
+class ExchangeLost(JobFailed):
+    """The exchange does not answer, or does not let this party in."""
+
+    code = "exchange"
+
+    def __init__(self, step: str, why: str) -> None:
+        self.step = step
+        super().__init__(f"the exchange is gone in step {step!r}: {why}")
 
 
 class TrainingDiverged(JobFailed):

@@ -24,7 +24,8 @@ def dry_run(
 
     Returns
     -------
-    dict : `ok`, `job`, `parties` (`party`, `status` ready | refused | problem, ids or rows, features, classes, epsilon),
+    dict : `ok`, `job`, `parties` (`party`, `status` ready | refused | problem, ids or rows,
+        features, classes, epsilon),
     `problems`, `unsafe`.
     """
     read, place = load_job(job, overrides), Home.open(home)

@@ -36,7 +36,7 @@ from strategies.witnessed import Collected, Witnessed
 
 PARTING = 10.0  # seconds for the parties' answers once the session is over for a bad reason
 LOOK = 0.2
-FOLLOWING = ("lost", "timeout", "unreachable", "died")  # codes of a party that suffers from another one's failure
+FOLLOWING = ("lost", "timeout")  # codes of a party that suffers from another one's failure
 Part = Callable[[SealedChannel], None]
 
 
@@ -124,6 +124,7 @@ class SessionRun:
             timeout=self.co.job.session.time_to_live,
             max_blob=0,
             given_up=given_up,
+            missed=attendant.blame,
         )
         if len(got.statements) < len(self.parties):
             raise _why(got.missing, attendant)
@@ -179,7 +180,8 @@ class _Attendant:
     def __init__(self, channel: SealedChannel, part: Part | None) -> None:
         self._channel, self._part = channel, part
         self._reports: queue.SimpleQueue[tuple[str, bytes]] = queue.SimpleQueue()
-        self.error: FedsealError | None = None
+        self.error: FedsealError | None = None  # what the coordinator itself saw go wrong
+        self.blamed: tuple[str, str] | None = None  # who failed first
         self._ended = 0.0
         self._thread = threading.Thread(target=self._run, daemon=True, name="attendant")
         channel.on_report = lambda party, data: self._reports.put((party, data))
@@ -198,7 +200,14 @@ class _Attendant:
             channel.finish()
         except FedsealError as error:
             channel.abort(error)
-            self.error, self._ended = error, time.monotonic()
+            self.error = error if self.blamed is None else None
+            self._ended = time.monotonic()
+
+    def blame(self, party: str, code: str) -> None:
+        """A party has answered that it failed, or does not answer: the others wait for it in vain."""
+        if self.blamed is None:
+            self.blamed = party, code
+        self._channel.abort(JobFailed(code))
 
     def report(self) -> tuple[str, bytes] | None:
         """The oldest report not yet taken, with its party."""
@@ -209,7 +218,7 @@ class _Attendant:
 
     def given_up(self) -> str:
         """`lost` once the session has failed and the parties have had time to say so."""
-        over = self.error is not None and time.monotonic() - self._ended > PARTING
+        over = self._ended > 0 and time.monotonic() - self._ended > PARTING
         return "lost" if over else ""
 
     def end(self) -> None:
@@ -237,8 +246,9 @@ def _pool(told: Mapping[str, Statement]) -> dict[str, str]:
 
 
 def _why(missing: Mapping[str, str], attendant: _Attendant) -> FedsealError:
-    """The failure of a session: of the party that failed first rather than of those that suffered from it."""
-    party, code = next(((p, c) for p, c in missing.items() if c not in FOLLOWING), next(iter(missing.items())))
-    if code in FOLLOWING and attendant.error is not None:
+    """The failure of a session: of the party that failed rather than of those that suffered from it."""
+    failed = [(party, code) for party, code in missing.items() if code not in FOLLOWING]
+    if not failed and attendant.error is not None:
         return JobFailed(f"the session: {attendant.error}")
+    party, code = failed[0] if failed else attendant.blamed or next(iter(missing.items()))
     return ceremony.why(party, code, "in the session")

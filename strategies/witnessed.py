@@ -55,6 +55,7 @@ class Witnessed:
         timeout: float,
         max_blob: int,
         given_up: Callable[[], str] = lambda: "",
+        missed: Callable[[str, str], None] = lambda party, code: None,
     ) -> Collected:
         """Ask parties, check each co-signature, let `take` have each packet; what it refuses does not count.
 
@@ -62,6 +63,7 @@ class Witnessed:
         ----------
         build : a party's request, from its name and the proofs for its witness.
         given_up : polled; once it says why, nobody is waited for any more.
+        missed : told of each party that does not count, with the code, when that is known.
         """
         self._head, self._later, got = self._checkpoint(), {}, Collected()
         replies = self.dispatcher.ask(
@@ -77,6 +79,7 @@ class Witnessed:
         for reply in replies:
             if reply.packet is None or reply.code:
                 got.missing[reply.party] = reply.code
+                missed(reply.party, reply.code)
                 continue
             try:
                 line = str(reply.packet.extra.get("cosignature", ""))
@@ -87,6 +90,7 @@ class Witnessed:
                 known = error if isinstance(error, FedsealError) else BadMessage(f"an answer without {error}")
                 self.dispatcher.refuse(reply.party, step, number, known)
                 got.missing[reply.party] = known.code
+                missed(reply.party, known.code)
                 continue
             got.cosignatures.setdefault(head.size, {})[reply.party] = line
             got.statements[reply.party] = reply.packet.statement

@@ -25,7 +25,7 @@ from typing import TypeVar
 from google.protobuf.message import DecodeError
 
 from fl_core.channel import MAX_STEP, Channel, Transcript, check_message
-from fl_core.errors import BadFrame, BadMessage, BadSignature, FedsealError, PeerLost, PeerTimeout
+from fl_core.errors import BadFrame, BadMessage, BadSignature, ExchangeLost, FedsealError, PeerLost, PeerTimeout
 from fl_core.session.boxes import Inbox, Outbox
 from fl_core.session.keys import TAG_BYTES, Handshake, Keys, SessionName
 from fl_core.trust.identity import Identity
@@ -242,7 +242,7 @@ class SealedChannel(Channel):
     def lose(self, why: str) -> None:
         """The exchange is away for good."""
         with self._lock:
-            self._failure = self._failure or (lambda step: PeerLost("exchange", step, why))
+            self._failure = self._failure or (lambda step: ExchangeLost(step, why))
             self._news.notify_all()
 
     def finish(self) -> None:

@@ -9,13 +9,14 @@ their identities (`fl_core.trust.identity`), which no authority can make.
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Literal, TypeVar
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -27,6 +28,8 @@ AUTHORITY_DAYS, SERVER_DAYS, CLIENT_DAYS = 3650, 397, 397
 ROLES = ("engineer", "operator", "auditor")
 _Extension = TypeVar("_Extension", bound=x509.ExtensionType)
 _SKEW = timedelta(minutes=5)
+_LABEL = "[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_HOST = re.compile(rf"{_LABEL}(\.{_LABEL})*")
 _PURPOSES = {"server": ExtendedKeyUsageOID.SERVER_AUTH, "client": ExtendedKeyUsageOID.CLIENT_AUTH}
 
 
@@ -63,11 +66,15 @@ def make_authority(name: str, *, days: int = AUTHORITY_DAYS) -> Pair:
 
 
 def issue_server(authority: Pair, hosts: Sequence[str], *, days: int = SERVER_DAYS) -> Pair:
-    """A certificate for a server that is reached under `hosts` (names or addresses), the authority's behind it."""
+    """A certificate for a server that is reached under `hosts` (names or addresses), the authority's behind it.
+
+    Raises `UsageError` for a host that none can name.
+    """
     if not hosts:
         raise UsageError("a server certificate without a host; allowed: names or addresses")
+    names = x509.SubjectAlternativeName([_general(h) for h in hosts])
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0][:64])])
-    return _issue(authority, subject, x509.SubjectAlternativeName([_general(h) for h in hosts]), "server", days)
+    return _issue(authority, subject, names, "server", days)
 
 
 def issue_client(authority: Pair, *, name: str, roles: Sequence[str], days: int = CLIENT_DAYS) -> Pair:
@@ -132,14 +139,14 @@ def check(
     return Checked(name, roles, hosts, leaf.not_valid_after_utc, left, leaf.fingerprint(hashes.SHA256()).hex())
 
 
-def check_key(pair: Pair) -> None:
+def check_key(pair: Pair, where: str = "certificate") -> None:
     """Refuse (`UsageError`) a key that is not the certificate's."""
     try:
         key = serialization.load_pem_private_key(pair.key, None)
-    except (ValueError, TypeError):
-        raise UsageError("the certificate's key: not a PEM private key") from None
-    if key.public_key() != _parse(pair.certificate, "certificate").public_key():
-        raise UsageError("the certificate and the key beside it do not belong together")
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise UsageError(f"{where}: its key is not a PEM private key") from None
+    if key.public_key() != _parse(pair.certificate, where).public_key():
+        raise UsageError(f"{where}: certificate and key do not belong together")
 
 
 def fingerprint(certificate: bytes) -> str:
@@ -210,9 +217,13 @@ def _key_usage(*, signs: bool) -> x509.KeyUsage:
 
 
 def _general(host: str) -> x509.GeneralName:
+    """A name or an address, as it stands in a certificate.  Raises `UsageError`."""
     try:
-        return x509.IPAddress(ipaddress.ip_address(host))
+        return x509.IPAddress(ipaddress.ip_address("" if "%" in host else host))  # a zone is a machine's own
     except ValueError:
+        if len(host) > 253 or not _HOST.fullmatch(host):
+            allowed = "an IP address, or a name of ASCII's letters, digits and hyphens (xn--… where it has others)"
+            raise UsageError(f"host {host[:80]!r}: no certificate can name it; allowed: {allowed}") from None
         return x509.DNSName(host)
 
 

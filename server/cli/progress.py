@@ -25,6 +25,8 @@ WORDS = {
     "paused": "takes no new jobs at present",
     "budget": "privacy budget",
     "data": "its data",
+    "lost": "it lost another party; its log says more",
+    "exchange": "it does not reach the exchange; its log says more",
 }
 
 CHECKED = {

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any, NoReturn
 
@@ -33,7 +35,7 @@ from fl_core.wire.door_pb2 import (
     SubmitRequest,
     WatchRequest,
 )
-from server.coordinator.folder import CoordinatorFolder
+from server.coordinator.folder import CoordinatorFolder, at
 from server.coordinator.people import Person, Rejected
 from server.coordinator.runs import Runs
 from server.coordinator.submission import ENDS, Caller, Events, load
@@ -49,13 +51,29 @@ ROLES = {
     "Logs": ("engineer", "operator", "auditor"),
 }
 WORKERS = 32  # calls at a time; a watcher holds one
+KEPT = 8  # of them that watchers leave free: whoever stops a run comes in
 MAX_REQUEST = 4 << 20
 MAX_TEXT = 2000  # characters of an error
 LOOK = 0.2
 _CHUNK = 64 << 10
-_CODES = ((UsageError, grpc.StatusCode.INVALID_ARGUMENT), (RefusedError, grpc.StatusCode.PERMISSION_DENIED))
+_KEEPALIVE = [  # a watcher whose machine is gone gives its place back; those of a quiet run may ask whether we are here
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+]
 Note = Callable[[str, str, dict[str, Any]], None]
 _log = logging.getLogger("fedseal.door")
+
+
+class Full(JobFailed):
+    """No place is free for another watcher."""
+
+
+_CODES = (
+    (UsageError, grpc.StatusCode.INVALID_ARGUMENT),
+    (RefusedError, grpc.StatusCode.PERMISSION_DENIED),
+    (Full, grpc.StatusCode.RESOURCE_EXHAUSTED),
+)
 
 
 class Door:
@@ -171,6 +189,7 @@ class _Guarded(grpc.GenericRpcHandler):
     def __init__(self, door: Door, folder: CoordinatorFolder, note: Note) -> None:
         self._door, self._folder, self._note = door, folder, note
         self._methods = {f"/{SERVICE.full_name}/{m.name}": m for m in SERVICE.methods}
+        self._places = threading.Semaphore(WORKERS - KEPT)
 
     def service(self, call: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         """gRPC's handler of a call."""
@@ -194,11 +213,24 @@ class _Guarded(grpc.GenericRpcHandler):
     def _stream(self, name: str) -> Callable[[Message, grpc.ServicerContext], Iterator[Message]]:
         def behave(request: Message, context: grpc.ServicerContext) -> Iterator[Message]:
             try:
-                yield from getattr(self._door, name)(request, self._caller(name, context), context)
+                caller = self._caller(name, context)
+                with self._place():
+                    context.send_initial_metadata((("taken", "1"),))  # at once: what is quiet is not away
+                    yield from getattr(self._door, name)(request, caller, context)
             except Exception as error:  # each becomes a status with one line
                 _abort(context, error)
 
         return behave
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """One of the places for watchers.  Raises `Full`."""
+        if not self._places.acquire(blocking=False):
+            raise Full(f"{WORKERS - KEPT} calls watch or follow runs here; allowed: again when one has ended")
+        try:
+            yield
+        finally:
+            self._places.release()
 
     def _caller(self, method: str, context: grpc.ServicerContext) -> Caller:
         shown = context.auth_context().get("x509_pem_cert", [b""])[0]
@@ -235,13 +267,13 @@ def open_door(door: Door, folder: CoordinatorFolder, note: Note) -> grpc.Server:
     server = grpc.server(
         ThreadPoolExecutor(WORKERS, thread_name_prefix="door"),
         handlers=[_Guarded(door, folder, note)],
-        options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", MAX_REQUEST)],
+        options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", MAX_REQUEST), *_KEEPALIVE],
         maximum_concurrent_rpcs=WORKERS,
     )
     credentials = grpc.ssl_server_credentials(
         [(pair.key, pair.certificate)], root_certificates=folder.authority_pem, require_client_auth=True
     )
-    where = f"{addresses.bind}:{addresses.door_port}"
+    where = at(addresses.bind, addresses.door_port)
     try:
         server.add_secure_port(where, credentials)
     except RuntimeError:

@@ -27,6 +27,7 @@ from fl_core.errors import UsageError
 from fl_core.files import private_dir, write_atomic
 from fl_core.home import Home
 from fl_core.messages import COORDINATOR
+from fl_core.schema import read, setting
 from fl_core.session.token import SECRET_BYTES
 from fl_core.trust import certificates
 from fl_core.trust.certificates import Checked, Pair
@@ -55,21 +56,26 @@ class Addresses:
 
     hosts: tuple[str, ...]
     bind: str = "0.0.0.0"  # noqa: S104  # nodes come from other machines
-    nodes_port: int = NODES_PORT
-    door_port: int = DOOR_PORT
-    health_port: int = HEALTH_PORT
-    exchange_port: int = EXCHANGE_PORT
+    nodes_port: int = setting(NODES_PORT, low=0, high=65535)
+    door_port: int = setting(DOOR_PORT, low=0, high=65535)
+    health_port: int = setting(HEALTH_PORT, low=0, high=65535)
+    exchange_port: int = setting(EXCHANGE_PORT, low=0, high=65535)
     version: int = VERSION
 
     @property
     def nodes(self) -> str:
         """HOST:PORT for nodes."""
-        return f"{self.hosts[0]}:{self.nodes_port}"
+        return at(self.hosts[0], self.nodes_port)
 
     @property
     def door(self) -> str:
         """HOST:PORT for people."""
-        return f"{self.hosts[0]}:{self.door_port}"
+        return at(self.hosts[0], self.door_port)
+
+
+def at(host: str, port: int) -> str:
+    """HOST:PORT, an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 class CoordinatorFolder:
@@ -197,18 +203,23 @@ class CoordinatorFolder:
 
     def addresses(self) -> Addresses:
         """Where it is reached.  Raises `UsageError`."""
-        table = json.loads(self._config.read_text(encoding="utf-8"))
-        if table.get("version") != VERSION:
-            raise UsageError(f"{self._config}: version {table.get('version')!r}; allowed: {VERSION}")
-        return Addresses(**{**table, "hosts": tuple(table["hosts"])})
+        try:
+            table = json.loads(self._config.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{self._config}: not JSON ({error})") from None
+        if not isinstance(table, dict) or table.get("version") != VERSION:
+            version = table.get("version") if isinstance(table, dict) else None
+            raise UsageError(f"{self._config}: version {version!r}; allowed: {VERSION}")
+        found = read(Addresses, table, f"{self._config}: ")
+        if not found.hosts:
+            raise UsageError(f"{self._config}: hosts: empty; allowed: names or addresses, the first is told to others")
+        return found
 
     def check(self) -> Checked:
         """The server's certificate, verified.  Raises `UsageError`."""
-        pair = self.server()
-        certificates.check_key(pair)
-        return certificates.check(
-            pair.certificate, authority=self.authority_pem, purpose="server", where=str(self.path / "server.pem")
-        )
+        pair, where = self.server(), str(self.path / "server.pem")
+        certificates.check_key(pair, where)
+        return certificates.check(pair.certificate, authority=self.authority_pem, purpose="server", where=where)
 
 
 def _all(hosts: Sequence[str]) -> dict[str, None]:

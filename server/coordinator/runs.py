@@ -45,7 +45,10 @@ class Runs:
 
     def _read(self, table: Mapping[str, Any]) -> tuple[Job, dict[str, int]]:
         """The job and Flower's numbers of its parties' nodes."""
-        job = load_job(table)
+        try:
+            job = load_job(table)
+        except RecursionError:
+            raise UsageError("the submitted job is nested too deeply; allowed: the tables of docs/jobs.md") from None
         if job.runtime != "deployment":
             raise UsageError(f"runtime {job.runtime!r}; allowed at a coordinator: deployment")
         names = [p.name for p in job.parties] + list(job.train.receivers)
@@ -71,7 +74,7 @@ class Runs:
     def _place(self, job: Job, *, resume: bool) -> tuple[RunFolder, RunInfo]:
         if resume:
             run, info = find_unfinished(self.home, job.digest())
-            if run.is_alive():
+            if self.is_going_on(run):
                 raise JobFailed(f"run {info.run} of this job is running; fedseal logs {info.run} --follow")
             return run, info
         number = new_run_id()
@@ -109,9 +112,16 @@ class Runs:
             start_new_session=True,
         )
         assert process.stdin is not None
-        process.stdin.write(json.dumps(given).encode())
-        process.stdin.close()
-        process.stdin = None  # `communicate` would flush it again
+        pipe, process.stdin = process.stdin, None  # `communicate` would flush it again
+        try:
+            with pipe:
+                pipe.write(json.dumps(given).encode())
+        except BrokenPipeError:
+            process.kill()
+            process.communicate()
+            ended = f"the process of run {run} ended at its start (code {process.returncode})"
+            log = "the coordinator's output" if isinstance(out, int) else str(out.name)
+            raise JobFailed(f"{ended}; {log} says more") from None
         return process
 
     def reap(self) -> list[tuple[str, int]]:

@@ -6,6 +6,7 @@ import http.client
 import json
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -14,8 +15,8 @@ from fl_core.errors import FedsealError, UsageError
 from server.coordinator.folder import SOON_DAYS, CoordinatorFolder
 from server.runtimes.superlink import SuperLink
 
-_RUNNING = {"health": str, "superlink": str}
-_HEALTH = {"parts": dict, "runs": list, "restarts": dict}
+_RUNNING: Mapping[str, type] = {"health": str, "superlink": str}
+_HEALTH: Mapping[str, type] = {"parts": dict, "runs": list, "restarts": dict}
 _MOST = 1 << 20
 
 
@@ -80,7 +81,7 @@ def _health(url: str) -> dict[str, Any] | None:
         return None
 
 
-def _read(data: bytes, fields: dict[str, type]) -> dict[str, Any] | None:
+def _read(data: bytes, fields: Mapping[str, type]) -> dict[str, Any] | None:
     """A JSON object that holds these fields, else None."""
     try:
         found = json.loads(data)

@@ -50,10 +50,12 @@ class Events:
         self._path = folder / "events.jsonl"
 
     def add(self, kind: str, round: int, facts: Mapping[str, Any]) -> None:
-        """Append one."""
+        """Append one, on a line of its own whatever a crash or a full disk has left behind."""
         line = json.dumps({"kind": kind, "round": round, "facts": facts, "time": time.time()}, default=str)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with self._path.open("a+b") as file:
+            file.seek(max(0, file.tell() - 1))
+            torn = file.read() not in (b"", b"\n")
+            file.write(b"\n" * torn + line.encode() + b"\n")
 
     def read(self, after: int = 0) -> Reader:
         """A reader of events from the one numbered `after` on."""
@@ -79,7 +81,7 @@ class Reader:
         self.number = 0
 
     def new(self) -> list[tuple[int, dict[str, Any]]]:
-        """Whole events that have come since the last call, each with its number."""
+        """Whole events that have come since the last call, each with its number; torn ones are passed over."""
         if not self._path.exists():
             return []
         found = []
@@ -90,6 +92,14 @@ class Reader:
                     break
                 self._at += len(line)
                 self.number += 1
-                if self.number > self._after:
-                    found.append((self.number, json.loads(line)))
+                if self.number > self._after and (event := _whole(line)) is not None:
+                    found.append((self.number, event))
         return found
+
+
+def _whole(line: bytes) -> dict[str, Any] | None:
+    """The event of a line; None where its writer was cut off."""
+    try:
+        return dict(json.loads(line))
+    except ValueError:
+        return None

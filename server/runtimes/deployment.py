@@ -24,8 +24,9 @@ from server.runtimes.base import FederationGrid
 from server.runtimes.exchange import Access
 
 LINK_SECONDS = 120.0  # that the SuperLink may be away
-PATIENCE = 120.0  # with a node that was connected when it was asked: Flower notes its loss after 50 to 65 s
-OFFLINE_PATIENCE = 10.0  # with one that was not
+PATIENCE = 60.0  # with a node once its loss is noted, which takes Flower up to 65 s: about two minutes in all
+OFFLINE_PATIENCE = 10.0  # with one that was not connected when it was asked
+ALIVE_SECONDS = 90.0  # a question that stood for so long was at a node that lived
 PAUSE = 2.0
 PARTS_LOOK = 0.2
 PARTS_SECONDS = 240.0  # Flower forgets a half-sent reply after 180 s
@@ -66,13 +67,21 @@ class Link:
 
 @dataclass
 class _Question:
-    """A message that waits for its answer, as it can be sent again."""
+    """A message that waits for its answer, as it can be sent again.
+
+    Parameters
+    ----------
+    until : its time to live.
+    patience : seconds from `lost`, the first failure since its node was last known to live.
+    sent, again : when it was sent last, and is to be sent again.
+    """
 
     name: str
     message: Message
-    began: float
     until: float
     patience: float
+    sent: float = 0.0
+    lost: float | None = None
     again: float = 0.0
 
 
@@ -85,6 +94,7 @@ class DeploymentGrid(FederationGrid):
         self._names = {number: party for party, number in link.nodes.items()}
         self._asked: dict[str, _Question] = {}
         self._later: list[_Question] = []
+        self._untaken: list[_Question] = []
         self._arrived: deque[tuple[str, Parcel]] = deque()
         self._polling = Polling(longest=0.5)
         self._stack = ExitStack()
@@ -121,7 +131,6 @@ class DeploymentGrid(FederationGrid):
                 question = _Question(
                     f"{self._sent:064x}",
                     message,
-                    now,
                     now + message.metadata.ttl,
                     PATIENCE if connected else OFFLINE_PATIENCE,
                 )
@@ -140,7 +149,12 @@ class DeploymentGrid(FederationGrid):
         held, left = question.message, max(1.0, question.until - time.monotonic())
         meta = held.metadata
         message = Message(held.content, meta.dst_node_id, meta.message_type, ttl=left, group_id=meta.group_id)
-        self._asked[self._api.send(message, self._flower_run)] = question
+        question.sent = time.monotonic()
+        number = self._api.send(message, self._flower_run)
+        if number:
+            self._asked[number] = question
+        else:  # Flower does not know the node, or not any more
+            self._untaken.append(question)
 
     # ---- in
 
@@ -154,11 +168,11 @@ class DeploymentGrid(FederationGrid):
             self._ask_again()
             if self._asked:
                 self._arrived.extend(self._api.arrived(list(self._asked)))
-            if not self._arrived:
+            if not self._arrived and not self._untaken:
                 self._polling.sleep()
                 return []
             self._polling.busy()
-            reply = self._next()
+            reply = self._refused(self._untaken.pop(0)) if self._untaken else self._next()
         except TaskLost:
             return []
         except httpx.HTTPError as error:
@@ -169,6 +183,7 @@ class DeploymentGrid(FederationGrid):
         """Nobody waits any more for what is not asked for."""
         self._asked = {number: q for number, q in self._asked.items() if q.name in wanted}
         self._later = [q for q in self._later if q.name in wanted]
+        self._untaken = [q for q in self._untaken if q.name in wanted]
 
     def _ask_again(self) -> None:
         now = time.monotonic()
@@ -194,12 +209,30 @@ class DeploymentGrid(FederationGrid):
             reply = Message(Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ""), reply_to=question.message)
         del self._asked[number]
         if reply.has_error():
-            now, code = time.monotonic(), reply.error.code
-            if code in AGAIN and now + PAUSE < min(question.began + question.patience, question.until):
-                question.again = now + PAUSE
-                self._later.append(question)
-                return None
-            self.notices[self._names[question.message.metadata.dst_node_id]] = WORDS.get(code, "")
+            return self._failure(question, reply, noted=parcel.began)
+        return self._named(question, reply)
+
+    def _refused(self, question: _Question) -> Message | None:
+        """As for a node that is not connected."""
+        reply = Message(Error(ErrorCode.NODE_UNAVAILABLE, ""), reply_to=question.message)
+        return self._failure(question, reply, noted=question.sent)
+
+    def _failure(self, question: _Question, reply: Message, *, noted: float) -> Message | None:
+        """The error, or None where its question is asked again."""
+        now, code = time.monotonic(), reply.error.code
+        if noted - question.sent > ALIVE_SECONDS:
+            question.lost, question.patience = None, PATIENCE
+        if question.lost is None:
+            question.lost = now
+        if code in AGAIN and now + PAUSE < min(question.lost + question.patience, question.until):
+            question.again = now + PAUSE
+            self._later.append(question)
+            return None
+        self.notices[self._names[question.message.metadata.dst_node_id]] = WORDS.get(code, "")
+        return self._named(question, reply)
+
+    def _named(self, question: _Question, reply: Message) -> Message:
+        """A reply under the name of its question."""
         reply.metadata.__dict__["_reply_to_message_id"] = question.name
         return reply
 

@@ -112,9 +112,10 @@ def watch(door: DoorClient, run: str, on_event: Callable[[Event], None], *, afte
     """Follow a run from event `after` to its end; the summary, or the error that it ended with."""
     heard = time.monotonic()
     while True:
+        came = False
         try:
             for event in door.watch(run, after):
-                after, heard = event.number, time.monotonic()
+                after, came = event.number, True
                 facts = json.loads(event.facts)
                 if event.kind == "summary":
                     return dict(facts)
@@ -124,9 +125,13 @@ def watch(door: DoorClient, run: str, on_event: Callable[[Event], None], *, afte
                     raise Interrupted(f"the coordinator was interrupted in run {run}; --resume goes on")
                 on_event(Event(event.kind, event.round, facts))
         except Unreachable as error:
+            if came or error.stood:  # quiet as a long round is, the line was there
+                heard = time.monotonic()
             if time.monotonic() - heard > LOST_SECONDS:
                 raise JobFailed(f"{error}; run {run} may go on there") from None
             on_event(Event("lost", 0, {"text": str(error)}))
+        else:
+            heard = time.monotonic()
         time.sleep(PAUSE)
 
 

@@ -132,6 +132,7 @@ def test_every_error_is_one_line_and_the_exit_code_of_its_class(
         errors.PeerTimeout: ("a", "x\ny", 3),
         errors.PeerLost: ("a", "x\ny"),
         errors.BadFrame: ("a", "x\ny", "bad"),
+        errors.ExchangeLost: ("x\ny", "bad"),
     }
     error = cls(*two.get(cls, ("first\nsecond",)))  # type: ignore[arg-type]
 

@@ -10,7 +10,7 @@ Every party does this by itself, before a session; nothing leaves it.  Two ids a
 Floating point, true/false and other types are refused: the same id could be written in two ways.  Columns are joined
 with their lengths in front, so ("a,b", "c") and ("a", "b,c") differ; names of columns do not count, their order does.
 
-The hash is SHA-256 under a tag, without a key.  A key of the session would hinder nobody, for hashes never travel:
+The hash is BLAKE2s-256 under a tag, without a key.  A key of the session would hinder nobody, for hashes never travel:
 what does, in either protocol, is under keys of the session.  Without one, hashing does not wait for the peers.
 """
 
@@ -126,8 +126,8 @@ class IdHasher:
             parts += [compute.binary_length(text).cast("string"), ":", text]
         joined = compute.binary_join_element_wise(*parts, "")
         offsets = np.frombuffer(joined.buffers()[1], dtype=np.int32)[joined.offset :][: len(joined) + 1].tolist()
-        data, sha256 = joined.buffers()[2].to_pybytes(), hashlib.sha256
-        return [sha256(data[start:end]).digest() for start, end in pairwise(offsets)]
+        data, blake2s = joined.buffers()[2].to_pybytes(), hashlib.blake2s
+        return [blake2s(data[start:end]).digest() for start, end in pairwise(offsets)]
 
     def _normalised(self, column: pa.Array, name: str) -> pa.Array:
         from pyarrow import compute
@@ -226,12 +226,11 @@ def _nfkc(text: pa.Array) -> pa.Array:
 def repeats(hashes: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows whose hash was there before, ascending, and for each the row where it came first."""
     words = hashes.view(np.uint64)
-    order = np.argsort(words[:, 0], kind="stable")
-    first = words[order, 0]
-    alike = first[1:] == first[:-1]
-    if not alike.any():
+    first = np.sort(words[:, 0])
+    alike = first[1:][first[1:] == first[:-1]]
+    if not alike.size:
         return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-    suspects = np.sort(order[np.append(alike, False) | np.append(False, alike)])
+    suspects = np.flatnonzero(np.isin(words[:, 0], alike))
     by = np.lexsort(words[suspects].T)  # stable: equal hashes stay in the order of their rows
     rows = suspects[by]
     again = np.append(False, (words[rows[1:]] == words[rows[:-1]]).all(axis=1))

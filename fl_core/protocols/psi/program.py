@@ -164,7 +164,7 @@ def align(channel: Channel, items: Bytes, plan: Plan, *, threads: int = 1) -> Al
         raise UsageError(f"{where}: no party of the plan; allowed: {', '.join(plan.parties)}")
     if items.ndim != 2 or items.shape[1] != HASH_BYTES or items.dtype != np.uint8:
         raise ValueError(f"items of shape {items.shape} and {items.dtype}, not (n, {HASH_BYTES}) and uint8")
-    bound = MAX_ITEMS if plan.pad_to is None else plan.pad_to
+    items, bound = np.ascontiguousarray(items), MAX_ITEMS if plan.pad_to is None else plan.pad_to
     if len(items) > bound:
         raise DataError(where, f"{len(items)} ids", allowed=f"at most {bound}")
     if len(repeats(items)[0]):
@@ -197,7 +197,7 @@ def compare(channel: Channel, plan: Plan) -> None:
 def _pad(items: Bytes, pad_to: int | None) -> Bytes:
     """Random items, which are nobody's, up to the bound."""
     if pad_to is None:
-        return np.ascontiguousarray(items)
+        return items
     missing = pad_to - len(items)
     return np.concatenate([items, np.frombuffer(os.urandom(missing * HASH_BYTES), np.uint8).reshape(-1, HASH_BYTES)])
 

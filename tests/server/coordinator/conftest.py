@@ -135,7 +135,7 @@ def superlink() -> SuperLink:
 @pytest.fixture
 def runs(folder: CoordinatorFolder, superlink: SuperLink, make_card: Callable[..., NodeCard]) -> Iterator[Runs]:
     """Of a coordinator with the nodes a, b and c, which Flower knows as 5, 6 and 7."""
-    made = Runs(folder, superlink)
+    made = Runs(folder, superlink, "127.0.0.1:1")
     for number, name in enumerate("abc", start=5):
         folder.nodes.register(make_card(name))
         folder.nodes.set_flower_id(name, number)

@@ -142,7 +142,6 @@ def test_a_run_that_is_running_is_not_started_a_second_time(runs, superlink, job
     assert superlink.started == [info.run] and runs.active == [info.run]
 
 
-@pytest.mark.xfail(strict=True, reason="until the first process has the run's lock, --resume starts a second one")
 def test_a_run_whose_process_has_just_started_is_not_started_a_second_time(runs, superlink, job, program):
     """It takes the lock only after its imports, some seconds later; its process is known here before that."""
     program.waits_for_stop()
@@ -224,15 +223,36 @@ def test_a_check_that_never_ends_is_ended(runs, job, program, monkeypatch):
         os.kill(process.pid, 0)
 
 
-@pytest.mark.xfail(strict=True, raises=BrokenPipeError, reason="a process that dies at its start breaks the pipe to it")
-def test_a_run_whose_process_dies_before_it_reads_its_secrets_is_a_failure_of_the_run(runs, superlink, job, tmp_path, monkeypatch):  # fmt: skip
+@pytest.fixture
+def deaf(superlink, tmp_path, monkeypatch):
+    """In place of a run's program, one that ends before it has read its secrets."""
     superlink.ca = b"x" * (1 << 20)  # more than a pipe holds
     script = tmp_path / "python"
-    script.write_text("#!/bin/sh\nexec <&-\nexit 3\n")
+    script.write_text("#!/bin/sh\nexec <&-\necho no such module >&2\nexit 3\n")
     script.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(script))
-    try:
-        info, _ = runs.start(job, ANN, resume=False)
-    except JobFailed:
-        return
-    assert ends(runs) == [(info.run, 3)]
+
+
+def test_a_run_whose_process_dies_before_it_reads_its_secrets_is_a_failure_that_names_its_log(runs, job, deaf):
+    with pytest.raises(JobFailed, match="ended at its start") as failed:
+        runs.start(job, ANN, resume=False)
+    (info,) = runs.all()
+    log = runs.find(info.run)[0].log
+    assert info.run in str(failed.value) and str(log) in str(failed.value)
+    assert len(str(failed.value).splitlines()) == 1
+    assert (runs.active, info.status) == ([], "interrupted")
+
+
+def test_a_check_whose_process_dies_before_it_reads_its_secrets_is_a_failure_and_leaves_nothing(runs, job, deaf):
+    with pytest.raises(JobFailed, match=r"ended at its start .*; the coordinator's output says more"):
+        runs.start_check(job)
+    assert runs.active == []
+
+
+def test_a_job_that_is_nested_deeper_than_python_goes_is_a_mistake(runs, superlink, job):
+    table: dict = {}
+    for _ in range(5000):
+        table = {"a": table}
+    with pytest.raises(UsageError, match="nested too deeply"):
+        runs.start({**job, "name": table}, ANN, resume=False)
+    assert superlink.started == []

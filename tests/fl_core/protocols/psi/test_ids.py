@@ -27,7 +27,7 @@ def hashes(*columns, **options):
 def slow(*values):
     """One row's hash, from its normal texts."""
     data = b"".join(b"%d:%s" % (len(text.encode()), text.encode()) for text in values)
-    return hashlib.sha256(b"fedseal/id/v1/%d/" % len(values) + data).digest()
+    return hashlib.blake2s(b"fedseal/id/v1/%d/" % len(values) + data).digest()
 
 
 def rows(found):

@@ -44,8 +44,8 @@ def value(bits, size, session):
     """H: bits of a row, eight to a byte, the first the highest; a last byte of fewer has them at its low end."""
     groups = [bits[at : at + 8] for at in range(0, len(bits), 8)]
     row = bytes(int("".join(map(str, group)), 2) for group in groups)
-    mark = hashlib.sha256(b"fedseal/cm20/row/v1" + session).digest()[:8]
-    return hashlib.sha256(mark + row).digest()[:size]
+    mark = hashlib.blake2s(b"fedseal/cm20/row/v1" + session).digest()[:8]
+    return hashlib.blake2s(mark + row).digest()[:size]
 
 
 def slow_run(mine, theirs, key, seeds, secret, dims, session):
