@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import queue
+import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from fl_core.trust.identity import CardBook, Identity
 from fl_core.trust.ledger import Ledger
 from server.app import activated, app, outcome
 from server.recorders.ledger import LedgerRecorder
+from server.runtimes.exchange import local_host
 from strategies.coordination import Coordination, Event
 from strategies.rounds import Outcome
 
@@ -109,6 +113,27 @@ class InlineGrid(Grid):
         return True
 
 
+@dataclass
+class ThreadGrid(InlineGrid):
+    """Answers each message in a thread of its own, as parties that talk to each other must be."""
+
+    _done: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)
+
+    def push_messages(self, messages):
+        ids = super().push_messages(messages)
+        for number in ids:
+            message = self._queue.pop(number)
+            threading.Thread(target=lambda m=message: self._done.put(self._answer(m)), daemon=True).start()
+        return ids
+
+    def pull_messages(self, message_ids):
+        try:
+            reply = self._done.get(timeout=0.05)
+        except queue.Empty:
+            return []
+        return [reply] if reply.metadata.reply_to_message_id in message_ids else []
+
+
 class Memory:
     """A recorder that remembers."""
 
@@ -141,7 +166,8 @@ class Federation:
         job = job if isinstance(job, Job) else load_job(job)
         names = [p.name for p in job.parties] + list(job.train.receivers)
         nodes = {name: i + 2 for i, name in enumerate(names)}
-        self.grid = InlineGrid({nodes[n]: self._config(job, n, run) for n in names}, request, reply)
+        kind = ThreadGrid if job.is_session else InlineGrid
+        self.grid = kind({nodes[n]: self._config(job, n, run) for n in names}, request, reply)
         clients.app._participants.clear()
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
 
@@ -150,14 +176,14 @@ class Federation:
             if progress:
                 progress(event)
 
-        with self.ledger() as ledger:
+        with self.ledger() as ledger, local_host() if job.is_session else nullcontext() as host:
             memory = Memory(LedgerRecorder(ledger, self.identity, run))
             workdir = self.home.runs / run
             workdir.mkdir(parents=True, exist_ok=True)
             co = Coordination(
                 job=job, run=run, nodes=nodes, identity=self.identity,
                 cards=CardBook(self.home.coordinator / "cards.json"), ledger=ledger, workdir=workdir,
-                recorder=memory, progress=tell, stopped=stopped, step_timeout=20.0,
+                recorder=memory, progress=tell, stopped=stopped, step_timeout=20.0, host=host,
             )  # fmt: skip
             try:
                 with activated(co):

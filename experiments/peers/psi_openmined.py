@@ -5,7 +5,7 @@ It lives in an environment of its own, for it pins protobuf:
     python3 -m venv openmined && openmined/bin/pip install openmined-psi==2.0.6
     openmined/bin/python experiments/peers/psi_openmined.py FOLDER
 
-FOLDER holds a.csv and b.csv (`psi_ids.py`); the client, a, learns the intersection.  Prints one JSON object.
+FOLDER holds a.csv and b.csv with a column `id`; the client, a, learns the intersection.  Prints one JSON object.
 """
 
 from __future__ import annotations

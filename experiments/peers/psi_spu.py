@@ -5,6 +5,7 @@ It lives in an environment of its own, for it needs numpy below 2 (about 1 GB):
     python3 -m venv spu && spu/bin/pip install spu==0.9.5
     spu/bin/python experiments/peers/psi_spu.py RR22 FOLDER
 
+FOLDER holds a.csv and b.csv with a column `id`; both parties get the common rows in one order; RR22, KKRT or ECDH.
 Prints one JSON object: seconds from before the link until both files are written, CPU seconds and peak memory of each
 party without the import, rows found.
 """

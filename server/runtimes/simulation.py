@@ -16,6 +16,7 @@ import os
 import queue
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -35,7 +36,7 @@ from flwr.server.superlink.fleet.vce.vce_api import run_api
 from flwr.server.superlink.linkstate import LinkStateFactory
 from flwr.simulation.ray_transport.ray_actor import ClientAppActor, pool_size_from_resources
 
-from fl_core.errors import JobFailed
+from fl_core.errors import JobFailed, UsageError
 from fl_core.learning.datasets import DATA_VARIABLE
 from server.runtimes.actor import NOTICE, Place
 from server.runtimes.base import POLL, WORKER_DIED, WORKER_SILENT, FederationGrid, numbered
@@ -43,6 +44,7 @@ from server.runtimes.base import POLL, WORKER_DIED, WORKER_SILENT, FederationGri
 RESOURCES: dict[str, int | float] = {"num_cpus": 1}  # of an actor: as many work at a time as there are cores
 OBJECT_STORE_BYTES = 512 << 20
 DEATH_SECONDS = 10.0
+CONNECT_SECONDS = 10.0
 
 
 class RayPool(Backend):
@@ -234,9 +236,11 @@ class _Ray:
         self._ours = not ray.is_initialized()
         if not self._ours:
             return
-        address, before = os.environ.get("RAY_ADDRESS"), signal.getsignal(signal.SIGTERM)
+        address, before = os.environ.get("RAY_ADDRESS", ""), signal.getsignal(signal.SIGTERM)
         options: dict[str, Any] = {"address": address}
-        if not address:
+        if address:
+            _knock(address)
+        else:
             self._folder = Path(tempfile.mkdtemp(prefix="fedseal-ray-"))  # short: its sockets' paths are limited
             options = {
                 "address": "local",
@@ -266,6 +270,18 @@ class _Ray:
             ray.shutdown()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _knock(address: str) -> None:
+    """Refuse (`UsageError`) a `RAY_ADDRESS` of the form host:port where nothing listens; Ray tries for minutes."""
+    host, _, port = address.rpartition(":")
+    if "/" in address or not host or not port.isdigit():
+        return  # "auto", "ray://…"
+    try:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError):
+        allowed = "the address of a running Ray cluster, or unset"
+        raise UsageError(f"RAY_ADDRESS {address}: nothing answers there; allowed: {allowed}") from None
 
 
 class _FlowerLog:

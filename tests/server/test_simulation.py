@@ -5,11 +5,17 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import os
+import shutil
 import signal
+import socket
+import sys
+import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from flwr.app import Message
 
@@ -96,6 +102,112 @@ class TestRuns:
         parties = "".join(own.format(*p) for p in (("a", good, "y"), ("b", good, "y"), ("c", bad, "nothing")))
         done = fresh.fedseal("run", fresh.job(parties=parties), "--runtime", "simulation")
         assert "'nothing'" in done.fails(2)
+
+
+# ---- a cluster that is there already
+
+RUNTIMES = ("local", "simulation")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class Head:
+    """A Ray that somebody else started, in a folder and an environment of its own.
+
+    While the file `absent` exists, fedseal is not installed for its processes.
+    """
+
+    place: Place
+    port: int
+
+    @property
+    def address(self) -> dict[str, str]:
+        return {"RAY_ADDRESS": f"127.0.0.1:{self.port}"}
+
+    @property
+    def absent(self) -> Path:
+        return self.place.path / "absent"
+
+    def actors(self) -> list[int]:
+        return [pid for pid, words in self.place.processes().items() if words.startswith("ray::ClientAppActor")]
+
+
+@pytest.fixture(scope="class")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    place = Place(tmp_path_factory.mktemp("head"), [str(Path(sys.executable).with_name("ray"))])
+    made = Head(place, free_port())
+    (place.path / "sitecustomize.py").write_text(ABSENT.format(flag=str(made.absent)), encoding="utf-8")
+    folder = Path(tempfile.mkdtemp(prefix="head-"))  # short: its sockets' paths are limited
+    options = ("--num-cpus=2", "--include-dashboard=false", "--object-store-memory=100000000", "--disable-usage-stats")
+    port, temp = f"--port={made.port}", f"--temp-dir={folder}"
+    head = place.start("start", "--head", "--block", port, temp, *options, PYTHONPATH=str(place.path))
+    wait_until((folder / "ray_current_cluster").exists, "the head to start", 120)
+    yield made
+    os.kill(head.pid, signal.SIGTERM)
+    head.end(60)
+    place.clear()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+ABSENT = """
+import os, sys
+
+class Absent:
+    def find_spec(self, name, *rest):
+        if name.partition(".")[0] == "server" and os.path.exists({flag!r}):
+            raise ModuleNotFoundError(f"No module named {{name!r}}")
+
+sys.meta_path.insert(0, Absent())
+"""
+
+
+@pytest.mark.e2e
+@with_ray
+class TestCluster:
+    """`RAY_ADDRESS`."""
+
+    def test_metrics_equal_those_of_the_local_runtime_and_the_cluster_stays(self, fresh: Place, cluster: Head) -> None:
+        rng, images = np.random.default_rng(0), fresh.path / "data"
+        images.mkdir()
+        arrays = {f"x_{part}": rng.integers(0, 256, (60, 28, 28), dtype=np.uint8) for part in ("train", "test")}
+        labels = {f"y_{part}": np.arange(60) % 10 for part in ("train", "test")}
+        np.savez(images / "mnist10k.npz", **arrays, **labels)
+        job = fresh.job("same", rounds=2, parties='[dataset]\nname = "mnist10k"\nparties = 3')
+        # the folder of the data, relative at that, is in this environment and not in the cluster's
+        env = {**cluster.address, "FEDSEAL_DATA": "data"}
+        ends = {r: fresh.fedseal("run", job, "--json", "--runtime", r, "--out", r, **env) for r in RUNTIMES}
+        assert [done.code for done in ends.values()] == [0, 0], ends["simulation"].err
+        local, simulation = (ends[r].json["metrics"] for r in RUNTIMES)
+        assert local.keys() == simulation.keys()
+        for name in ("accuracy", "loss"):
+            assert simulation[name] == pytest.approx(local[name], abs=1e-4)
+        wait_until(lambda: not fresh.processes(), "the process tree to end", 10)
+        wait_until(lambda: not cluster.actors(), "the actors to end", 30)
+        assert any("raylet" in words for words in cluster.place.processes().values())
+
+    def test_actors_of_the_cluster_did_the_work(self, fresh: Place, cluster: Head) -> None:
+        run = fresh.start("run", fresh.job(rounds=40, parties=THREE), "--runtime", "simulation", **cluster.address)
+        run.wait_for("round 1:")
+        assert len(cluster.actors()) == 2
+        assert not any("raylet" in words for words in fresh.processes().values())
+        os.kill(run.pid, signal.SIGINT)
+        assert "stopped" in run.end().fails(1)
+        wait_until(lambda: not cluster.actors(), "the actors to end", 30)
+
+    def test_machine_without_fedseal_is_named_as_the_cause(self, fresh: Place, cluster: Head) -> None:
+        cluster.absent.touch()
+        done = fresh.fedseal("run", fresh.job(parties=THREE), "--runtime", "simulation", **cluster.address)
+        cluster.absent.unlink()
+        assert "party_1: the Ray actor failed: ModuleNotFoundError: No module named 'server'" in done.fails(1)
+
+    def test_address_without_a_cluster_is_told_at_once(self, fresh: Place) -> None:
+        address = f"127.0.0.1:{free_port()}"
+        run = fresh.start("run", fresh.job(parties=THREE), "--runtime", "simulation", RAY_ADDRESS=address)
+        assert f"RAY_ADDRESS {address}: nothing answers" in run.end(60).fails(2)
 
 
 # ---- the grid
