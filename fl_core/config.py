@@ -399,12 +399,13 @@ def _check(job: Job) -> Job:
 
 def _check_shared(job: Job) -> Job:
     """What holds between keys that every party sees."""
-    names = [p.name for p in job.parties]
-    for i, name in enumerate([*names, *job.train.receivers]):
+    seen: set[str] = set()
+    for i, name in enumerate([*(p.name for p in job.parties), *job.train.receivers]):
         if not _NAME.fullmatch(name) or name == "coordinator":
             raise JobFileError(f"party[{i}].name", f"{name!r}", allowed="a-z 0-9 _ . -, at most 64, not 'coordinator'")
-        if [*names, *job.train.receivers].count(name) > 1:
+        if name in seen:
             raise JobFileError(f"party[{i}].name", f"{name!r} is there twice", allowed="names that differ")
+        seen.add(name)
     {"horizontal": _check_horizontal, "psi": _check_psi}[job.kind](job)
     return job
 

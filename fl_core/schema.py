@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import types
 import typing
@@ -41,11 +42,17 @@ def key_of(field: dataclasses.Field[Any]) -> str:
     return str(field.metadata.get("key") or field.name)
 
 
+@functools.cache
+def _layout(cls: type[Any]) -> tuple[dict[str, Any], dict[str, dataclasses.Field[Any]]]:
+    """Types by field name and fields by key; a job of n parties reads n tables of one class, at each party."""
+    # a field whose key nobody can type is not read from files
+    fields = {k: f for f in dataclasses.fields(cls) if (k := key_of(f)).isprintable()}
+    return typing.get_type_hints(cls), fields
+
+
 def read(cls: type[T], table: Mapping[str, Any], path: str = "") -> T:
     """Read `table` into `cls`; raises `JobFileError` for the first key that is unknown, missing or wrong."""
-    hints = typing.get_type_hints(cls)
-    # a field whose key nobody can type is not read from files
-    fields = {k: f for f in dataclasses.fields(cls) if (k := key_of(f)).isprintable()}  # type: ignore[arg-type]
+    hints, fields = _layout(cls)
     for name in table:
         if name not in fields:
             close = difflib.get_close_matches(name, fields, n=1)

@@ -32,6 +32,7 @@ TOKEN_HEADER = "fedseal-token"  # noqa: S105  # the header's name
 BACKLOG = 8 << 20
 GRACE = 8.0
 SEATS = 256
+SESSIONS = 1000  # remembered for those who come late
 KEEPALIVE = [
     ("grpc.keepalive_time_ms", 3000),
     ("grpc.keepalive_timeout_ms", 4000),
@@ -55,16 +56,17 @@ class _Seat:
         self.party = party
         self.stream = 0  # counts the streams; 0: never there
         self.there = False
+        self.over: Notice.What | None = None  # how it went, where it is expected back no more
         self.queue: deque[bytes] = deque()
         self.bytes = 0
-        self.gone: threading.Timer | None = None
+        self.grace: threading.Timer | None = None
 
 
 class Session:
     """The seats of one session; one lock for all of it."""
 
     def __init__(self, token: Token) -> None:
-        self.members = token.members
+        self.members, self.until = token.members, token.until
         self._seats = {name: _Seat(name) for name in token.members}
         self._change = threading.Condition()
 
@@ -73,10 +75,10 @@ class Session:
         with self._change:
             seat = self._seats[party]
             seat.stream += 1
-            seat.there = True
-            if seat.gone is not None:
-                seat.gone.cancel()
-                seat.gone = None
+            seat.there, seat.over = True, None
+            if seat.grace is not None:
+                seat.grace.cancel()
+                seat.grace = None
             seat.queue.clear()
             seat.bytes = 0
             self._tell(seat, Notice.HERE, party)  # so that it knows that it is through
@@ -84,6 +86,8 @@ class Session:
                 if other is not seat and other.there:
                     self._tell(other, Notice.HERE, party)
                     self._tell(seat, Notice.HERE, other.party)
+                elif other.over is not None:
+                    self._tell(seat, other.over, other.party)
             self._change.notify_all()
             return seat.stream
 
@@ -122,29 +126,32 @@ class Session:
                 return
             seat.there = False
             if not lost:
-                self._tell_others(party, Notice.LEFT)
+                self._end(seat, Notice.LEFT)
             else:
-                seat.gone = threading.Timer(grace, self._give_up, (party, stream))
-                seat.gone.daemon = True
-                seat.gone.start()
+                seat.grace = threading.Timer(grace, self._give_up, (party, stream))
+                seat.grace.daemon = True
+                seat.grace.start()
             self._change.notify_all()
 
     def _give_up(self, party: str, stream: int) -> None:
         with self._change:
-            if self._seats[party].stream == stream:
-                self._tell_others(party, Notice.GONE)
-                self._seats[party].gone = None
+            seat = self._seats[party]
+            if seat.stream == stream:
+                seat.grace = None
+                self._end(seat, Notice.GONE)
 
     @property
     def empty(self) -> bool:
         """Whether nobody is there or expected back."""
         with self._change:
-            return not any(seat.there or seat.gone for seat in self._seats.values())
+            return not any(seat.there or seat.grace for seat in self._seats.values())
 
-    def _tell_others(self, party: str, what: Notice.What) -> None:
+    def _end(self, seat: _Seat, how: Notice.What) -> None:
+        """Tell those who are there; whoever comes later is told then."""
+        seat.over = how
         for other in self._seats.values():
-            if other.party != party and other.there:
-                self._tell(other, what, party)
+            if other is not seat and other.there:
+                self._tell(other, how, seat.party)
 
     def _tell(self, seat: _Seat, what: Notice.What, peer: str) -> None:
         body = Notice(what=what, peer=peer).SerializeToString()
@@ -255,8 +262,11 @@ class Exchange:
             self._forget()
 
     def _forget(self) -> None:
-        for name in [name for name, held in self._sessions.items() if held.empty]:
-            del self._sessions[name]
+        """Drop sessions that nobody can come to any more, and the oldest of too many; a late party learns the rest."""
+        now, spare = time.time(), len(self._sessions) - SESSIONS
+        for number, (name, held) in enumerate(list(self._sessions.items())):
+            if held.empty and (held.until < now or number < spare):
+                del self._sessions[name]
 
 
 def serve(

@@ -20,7 +20,7 @@ from fl_core.trust.roster import Roster
 from strategies.coordination import Coordination, Event
 from strategies.dispatch import Dispatcher, Reply, Request
 
-MAX_SEALED = 1 << 24
+MAX_SEALED_KEY = 1 << 17  # bytes a party
 PARTING_SECONDS = 10.0
 
 
@@ -156,10 +156,10 @@ def _agree(roster: Roster) -> None:
 
 
 def _sign(dispatcher: Dispatcher, co: Coordination, roster: Roster) -> tuple[list[Statement], dict[str, bytes]]:
-    statements, sealed = [], {}
+    statements, sealed, most = [], {}, MAX_SEALED_KEY * len(roster.cards)
     request = Request({"roster": roster.digest}, {"roster": roster.text}, {})
     for reply in dispatcher.ask(
-        messages.ROSTER, list(roster.cards), lambda _: request, timeout=co.step_timeout, max_blob=MAX_SEALED
+        messages.ROSTER, list(roster.cards), lambda _: request, timeout=co.step_timeout, max_blob=most
     ):
         if not reply.ok or reply.packet is None:
             raise why(reply.party, reply.code, "signing the roster", exit_code=reply.exit_code)

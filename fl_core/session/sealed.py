@@ -371,6 +371,8 @@ class SealedChannel(Channel):
         if state.keys is None:
             state.keys, state.hello = self._handshake.keys(peer, _parse(Hello, body)), body
             self._ask(peer, state)
+            if self._parting is not None:
+                self._control(peer, self._parting)
         elif _parse(Hello, body).key != _parse(Hello, state.hello).key:
             raise BadMessage("a second session key")
 

@@ -23,7 +23,7 @@ KINDS = frozenset({
     "failure", "drop", "resume", "publish", "receipt", "close", "session", "end", "stop", "node", "person",
 })  # fmt: skip
 MESSAGE_KINDS = frozenset({"request", "witness"})  # of signed messages that no ledger holds
-MAX_BODY = 64 * 1024
+MAX_BODY = 256 * 1024  # holds a digest for each of 1,024 parties
 MAX_ENTRY = MAX_BODY + 4096
 NO_PREVIOUS = "0" * 64
 
@@ -48,7 +48,7 @@ class Statement:
     run
         Run id, printable ASCII without spaces, at most 128 characters; empty outside any run.
     body
-        Canonical JSON object of at most 64 KiB. On a ledger, kinds `log` and `card` hold `{"card": …}` of
+        Canonical JSON object of at most 256 KiB. On a ledger, kinds `log` and `card` hold `{"card": …}` of
         their signer, and the coordinator's `roster` at least `parties` and `min_parties`.
     by
         Name of the signer.

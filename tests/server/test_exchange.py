@@ -13,7 +13,7 @@ import grpc
 import pytest
 
 from clients.exchange import Stream, Tls
-from fl_core.errors import ExchangeLost, FedsealError
+from fl_core.errors import ExchangeLost, FedsealError, PeerLost
 from fl_core.session.keys import SessionName
 from fl_core.session.sealed import SealedChannel
 from fl_core.session.token import Token
@@ -151,6 +151,17 @@ def test_a_token_for_other_members_of_the_same_session_is_refused():
 def _gather(meeting, **how):
     with meeting.party("a", **how) as channel:
         channel.gather(meeting.timeout)
+
+
+def test_a_party_that_comes_late_learns_who_has_left():
+    with exchange() as address:
+        meeting = Meeting(address, timeout=10)
+        with meeting.party("a"):
+            time.sleep(0.3)
+        began = time.monotonic()
+        with pytest.raises(PeerLost, match="party a is gone"), meeting.party("b") as channel:
+            channel.gather(10)
+        assert time.monotonic() - began < 5
 
 
 def test_a_party_that_speaks_in_anothers_name_is_put_out():

@@ -86,18 +86,14 @@ def test_a_party_that_cannot_take_part_ends_the_wait_of_the_others_at_once(tmp_p
         fed.run(job)
     assert time.monotonic() - began < 30
     assert {(e.by, e.body["code"]) for e in fed.entries("failure")} == {("b", "message"), ("a", "lost")}
+    assert not fed.entries("drop")
 
 
 def test_a_party_whose_data_changed_is_named_and_a_later_session_works(tmp_path, psi):
     fed, job = Federation(tmp_path), psi(range(40), range(40))
-    count = [0]
-
-    def stop():
-        count[0] += 1
-        return count[0] > 3
-
+    joined = threading.Event()
     with pytest.raises(Stopped):
-        fed.run(job, stopped=stop)
+        fed.run(job, stopped=joined.is_set, progress=lambda event: event.kind == "joined" and joined.set())
     path = job["party"][0]["data"]
     with open(path) as file:
         held = file.read()

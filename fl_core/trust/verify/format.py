@@ -14,7 +14,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 FIELDS = frozenset({"v", "log", "seq", "prev", "t", "kind", "run", "body", "by", "sig"})
-MAX_LEAF = 68 * 1024
+MAX_LEAF = 260 * 1024
 MAX_NOTE = 64 * 1024
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 
