@@ -8,6 +8,7 @@ Whoever starts it puts `from_here()` into its environment: it shows a child that
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -121,9 +122,10 @@ class Child:
         """Copy and empty a long log: the process goes on writing at its end."""
         if self.log.exists() and self.log.stat().st_size > LOG_LIMIT:
             moved = self.log.with_name(self.log.name + ".1")
-            moved.unlink(missing_ok=True)
-            moved.touch(mode=0o600)
-            shutil.copyfile(self.log, moved)
+            with contextlib.suppress(OSError):  # a full disk costs old lines, not the service
+                moved.unlink(missing_ok=True)
+                moved.touch(mode=0o600)
+                shutil.copyfile(self.log, moved)
             os.truncate(self.log, 0)
 
     @property

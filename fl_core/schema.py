@@ -52,7 +52,7 @@ def _layout(cls: type[Any]) -> tuple[dict[str, Any], dict[str, dataclasses.Field
 
 def read(cls: type[T], table: Mapping[str, Any], path: str = "") -> T:
     """Read `table` into `cls`; raises `JobFileError` for the first key that is unknown, missing or wrong."""
-    hints, fields = _layout(cls)
+    hints, fields = _layout(cls)  # type: ignore[arg-type]
     for name in table:
         if name not in fields:
             close = difflib.get_close_matches(name, fields, n=1)

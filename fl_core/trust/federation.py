@@ -100,7 +100,7 @@ class Pass:
             person = certificates.Pair(table["certificate"].encode(), table["key"].encode())
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise UsageError(f"{where}: not a pass; allowed: the file of fedseal coordinator admit") from None
-        certificates.check_key(person)
+        certificates.check_key(person, where)
         certificates.check(person.certificate, authority=federation.authority, purpose="client", where=where)
         return cls(federation, person)
 

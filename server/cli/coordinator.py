@@ -116,8 +116,11 @@ def register(
     folder = _open(home)
     text = Path(card).read_text(encoding="utf-8") if len(card) < 256 and Path(card).is_file() else card
     shown = NodeCard.decode(text.strip())
-    CardBook(folder.path / "cards.json").pin(shown.card)
+    cards = CardBook(folder.path / "cards.json")
+    if cards.get(shown.name) is not None:
+        cards.pin(shown.card)  # refuses another card than before
     node = folder.nodes.register(shown)
+    cards.pin(shown.card)
     _note(folder, "node", {"node": node.name, "card": node.fingerprint, "state": "registered"})
     if as_json:
         print(json.dumps({"node": node.name, "fingerprint": node.fingerprint, "state": node.state}))

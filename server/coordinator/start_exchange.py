@@ -15,7 +15,7 @@ import grpc
 
 from fl_core.home import Home
 from fl_core.processes import die_with_parent
-from server.coordinator.folder import CoordinatorFolder
+from server.coordinator.folder import CoordinatorFolder, at
 from server.exchange import Exchange, serve
 
 STOP_SECONDS = 2.0
@@ -35,7 +35,7 @@ def main() -> None:
     credentials = grpc.ssl_server_credentials(
         [(pair.key, pair.certificate)], root_certificates=authority.certificate, require_client_auth=True
     )
-    outside, _ = serve(exchange, f"{addresses.bind}:{addresses.exchange_port}", credentials)
+    outside, _ = serve(exchange, at(addresses.bind, addresses.exchange_port), credentials)
     own, _ = serve(exchange.on_loopback(), inside)
     ended.wait()
     for server in (outside, own):

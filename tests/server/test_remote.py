@@ -182,7 +182,6 @@ def test_a_pass_that_would_not_open_the_door_is_refused_before_anybody_is_called
     ],
     ids=["key", "certificate", "pair"],
 )
-@pytest.mark.xfail(strict=True, reason="what is wrong with key or certificate is told without the pass's file")
 def test_the_file_of_a_bad_pass_is_named(home, data):
     (home.path / "pass.json").write_bytes(data)
     assert str(home.path / "pass.json") in refused(home)
