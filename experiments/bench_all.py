@@ -13,7 +13,16 @@ import sys
 import time
 from collections.abc import Callable
 
-from experiments import bench_accuracy, bench_aggregation, bench_deployment, bench_digits, bench_ledger, bench_rounds
+from experiments import (
+    bench_accuracy,
+    bench_aggregation,
+    bench_deployment,
+    bench_digits,
+    bench_exchange,
+    bench_ledger,
+    bench_psi,
+    bench_rounds,
+)
 from experiments.figures import Figure, as_json, table
 from experiments.process_tree import fedseal, run_tree
 
@@ -60,6 +69,8 @@ BENCHES: dict[str, Callable[[], list[Figure]]] = {
     "aggregation": aggregation,
     "ledger": ledger,
     "deployment": bench_deployment.figures,
+    "exchange": bench_exchange.figures,
+    "psi": bench_psi.figures,
 }
 
 

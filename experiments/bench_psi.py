@@ -28,6 +28,7 @@ from experiments.process_tree import fedseal, run_tree
 PEERS = Path(__file__).with_name("peers")
 SMALL, LARGE, HUGE = 1 << 16, 1 << 20, 10_000_000
 FEW, THREE = 1000, 1 << 17
+SPU, OPENMINED = os.environ.get("FEDSEAL_SPU_PYTHON"), os.environ.get("FEDSEAL_OPENMINED_PYTHON")
 NAMES = "abc"
 JOB = 'kind = "psi"\nname = "bench"\n{parties}\n[psi]\nreceivers = {receivers}\n[session]\ntimeout = 3600\n'
 PARTY = '[[party]]\nname = "{name}"\ndata = "{name}.csv"\nid = "id"\n'
@@ -88,7 +89,7 @@ def peer(script: str, python: str | None, *arguments: str) -> dict[str, Any] | N
     return dict(json.loads(out.splitlines()[-1]))
 
 
-def figures(spu: str | None, openmined: str | None, *, large: bool) -> list[Figure]:
+def figures(spu: str | None = SPU, openmined: str | None = OPENMINED, *, large: bool = False) -> list[Figure]:
     """All sizes; see the module."""
     import pyarrow.csv  # noqa: F401  # the children that read find it imported, as the parties do
 
@@ -167,8 +168,8 @@ def _huge(folder: Path) -> list[Figure]:
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="Private set intersection.")
-    parser.add_argument("--spu", default=os.environ.get("FEDSEAL_SPU_PYTHON"), metavar="PYTHON")
-    parser.add_argument("--openmined", default=os.environ.get("FEDSEAL_OPENMINED_PYTHON"), metavar="PYTHON")
+    parser.add_argument("--spu", default=SPU, metavar="PYTHON")
+    parser.add_argument("--openmined", default=OPENMINED, metavar="PYTHON")
     parser.add_argument("--large", action="store_true", help="10 million ids too")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     options = parser.parse_args()

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
     from clients.app import Account
 
 KEPT = 1000  # runs
-ENDS = {"query.close": "done", "query.deliver": "done", "query.abandon": "stopped", "query.check": "checked"}
+ENDS = {
+    "query.close": "done",
+    "query.deliver": "done",
+    "query.session": "done",
+    "query.abandon": "stopped",
+    "query.check": "checked",
+}
 _FILE = database.FileType(
     word="node's activity",
     application_id=0x46534E41,  # "FSNA"

@@ -211,6 +211,9 @@ def test_nodes_of_a_deployment_meet_at_the_exchange(tmp_path):
         (found,) = one.folder.glob("outputs/*/bank/intersection.csv")
         assert sorted(read(found)[1:]) == people(2000, 1000)
         assert not list(two.folder.glob("outputs/*/*"))
+        assert [run["state"] for run in one.status()["runs"]] == ["done"]
+        checked = ann.fedseal("check", path, "--json")
+        assert checked.code == 0 and [p["status"] for p in checked.json["parties"]] == ["ready", "ready"], checked
         assert federation.verdict() == 0
         assert two.place.fedseal("node", "set", "--psi-protocol", "ecdh").code == 0
         assert "bureau" in ann.fedseal("run", path).fails(3)
