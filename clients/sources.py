@@ -116,11 +116,13 @@ def read_ids(path: Path | SqlSource, columns: Sequence[str], *, where: str) -> p
         kind = _kind(path, where)
         if kind == ".npz":
             arrays = _read_npz(path, where)
-            if uneven := [n for n in columns if n in arrays and arrays[n].ndim != 1]:
+            for name in columns:
+                _is_there("id", name, list(arrays), where)
+            if uneven := [n for n in columns if arrays[n].ndim != 1]:
                 raise DataError(
                     where, f"array {uneven[0]!r} has shape {arrays[uneven[0]].shape}", allowed="one dimension"
                 )
-            table = pa.table({name: arrays[name] for name in columns if name in arrays})
+            table = pa.table({name: arrays[name] for name in columns})
         elif kind == ".parquet":
             table = _read_parquet(path, where)
         else:
