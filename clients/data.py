@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from clients.part import source_of
 from clients.policy import Policy
 from clients.sources import Table, read_table
-from fl_core.config import Dataset, Job, Party
 from fl_core.errors import DataError
+from fl_core.job import Dataset, Job, Party
 from fl_core.learning import datasets
 from fl_core.learning.partition import deal, holdout, split_rows
 from fl_core.learning.seeds import derive_seed

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fl_core import messages
-from fl_core.config import Job
 from fl_core.crypto.aggregation import SecretKey, load_key, make_key
 from fl_core.crypto.profiles import Profile, get_profile
 from fl_core.crypto.sealing import key_info, open_sealed, seal
 from fl_core.errors import WrongKey
+from fl_core.job import Job
 from fl_core.trust import canonical
 from fl_core.trust.entry import Statement
 from fl_core.trust.roster import Roster

@@ -13,9 +13,9 @@ from pathlib import Path
 from clients.data import PartyData, dataset_name, load_party_data
 from clients.policy import Policy
 from clients.store import PartyStore
-from fl_core.config import Job, Party
 from fl_core.errors import BudgetExceeded, RefusedError
 from fl_core.files import private_dir
+from fl_core.job import Job, Party
 from fl_core.learning import privacy
 from fl_core.trust.budget import OWNER_DELTA, Budget
 

@@ -14,8 +14,9 @@ from cryptography.hazmat.primitives import serialization
 
 from clients.policy import Policy
 from fl_core import messages
-from fl_core.config import Job, Party, file_digest, is_url, job_from_public
+from fl_core.config import is_url, job_from_public
 from fl_core.errors import BadMessage, DataError, RefusedError
+from fl_core.job import Job, Party, file_digest
 from fl_core.messages import Packet
 from fl_core.trust import canonical
 

@@ -15,8 +15,9 @@ from clients.part import NodeConfig, bind, own_part
 from clients.role import Role, Step
 from clients.store import PartyStore, RunState
 from fl_core import messages
-from fl_core.config import Job, Party, job_from_public, public_digest
+from fl_core.config import job_from_public
 from fl_core.errors import BadMessage, FedsealError, JobFailed
+from fl_core.job import Job, Party, public_digest
 from fl_core.messages import Packet, digests, field
 from fl_core.trust import canonical
 from fl_core.trust.checkpoint import log_id

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fl_core.config import Job, Party
 from fl_core.errors import BadMessage, DataError, Paused, RefusedError
+from fl_core.job import Job, Party
 
 if TYPE_CHECKING:
     from clients.sql_source import SqlSource

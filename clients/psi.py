@@ -24,9 +24,9 @@ from clients.part import source_of
 from clients.session import Post, Program, Result
 from clients.sources import read_ids
 from fl_core.channel import Channel
-from fl_core.config import Job, Party
 from fl_core.errors import RefusedError
 from fl_core.files import private_dir
+from fl_core.job import Job, Party
 from fl_core.protocols.psi.ids import Ids, hash_ids
 from fl_core.protocols.psi.jobs import plan_of
 from fl_core.protocols.psi.program import align

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from clients.store import RunState
-from fl_core.config import Job, Party
+from fl_core.job import Job, Party
 from fl_core.messages import Packet
 from fl_core.trust.identity import Card
 from fl_core.trust.roster import Roster

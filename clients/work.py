@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from clients.guard import Admission
 from clients.store import PartyStore, RunState
 from fl_core import messages
-from fl_core.config import Job, Party
 from fl_core.crypto.noise import NoiseStream, OsStream, SeededStream
+from fl_core.job import Job, Party
 from fl_core.learning import models, optimizers, privacy, standardize, training
 from fl_core.learning.seeds import derive_seed
 from fl_core.messages import CORRECT, TAIL, TEST_LOSS, TESTED, TRAIN_LOSS, TRAINED

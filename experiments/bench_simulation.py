@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.figures import Figure
+from experiments.figures import Figure, as_json, table
 from experiments.process_tree import ROOT, Finished, _descendants, run_tree
 
 JOB = ROOT / "experiments" / "simulation.toml"
@@ -66,11 +66,11 @@ def _moved(x: Rows, y: Labels) -> tuple[Rows, Labels]:
 
 def job(clients: int) -> dict[str, Any]:
     """The job of `simulation.toml` with so many parties; three quarters of them are a quorum, as there."""
-    table = tomllib.loads(JOB.read_text(encoding="utf-8"))
-    table["name"] = f"simulation-{clients}"
-    table["dataset"] = {"name": "digits" if clients * ENOUGH <= ROWS else SHIFTED, "parties": clients}
-    table["train"] |= {"min_parties": -(-3 * clients // 4), "round_timeout": PATIENCE}
-    return table
+    found = tomllib.loads(JOB.read_text(encoding="utf-8"))
+    found["name"] = f"simulation-{clients}"
+    found["dataset"] = {"name": "digits" if clients * ENOUGH <= ROWS else SHIFTED, "parties": clients}
+    found["train"] |= {"min_parties": -(-3 * clients // 4), "round_timeout": PATIENCE}
+    return found
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Row:
     round_seconds : median over the training rounds, from one aggregate on the ledger to the next.
     start_seconds : until all have joined, signed the roster and the group key is sealed.
     cpu_seconds : of all processes; `coordinator_seconds` those of the process with ServerApp, ledger and engine.
-    peak_gb : largest sum of PSS over the process tree, 10^9 bytes.
+    peak_gb : largest sum of PSS over the process tree, 10^9 bytes; 0 when memory was not watched.
     up_kb : a party and round, 10^3 bytes.
     """
 
@@ -114,7 +114,7 @@ def measure(clients: int, *, memory: bool = True) -> Row:
         done.seconds,
         done.cpu_seconds,
         told["coordinator_seconds"],
-        watched.peak_mb / 1e3 if watched else float("nan"),
+        watched.peak_mb / 1e3 if watched else 0.0,
         told["bytes_up"] / 1e3,
     )
 
@@ -225,8 +225,11 @@ def main() -> int:
     for clients in options.clients:
         print(f"{clients} clients; load before the start: {os.getloadavg()[0]:.1f}", file=sys.stderr)
         rows.append(measure(clients, memory=not options.no_memory))
-    print(json.dumps([asdict(r) for r in rows], indent=1) if options.json else as_markdown(rows))
     held = figures(rows) if any(r.clients == HELD_TO for r in rows) else []
+    if options.json:
+        print(json.dumps({"rows": [asdict(r) for r in rows], **json.loads(as_json(held))}, indent=1))
+    else:
+        print("\n\n".join([as_markdown(rows), *([table(held)] if held else [])]))
     return 0 if all(f.met for f in held) else 1
 
 

@@ -1,15 +1,9 @@
-"""Job files: TOML in, frozen dataclasses out.  `Job` is what the person wrote; `Job.public()` is what travels.
-
-A party's data path, its columns and its own limit never leave it: the public view holds names and shared settings
-only, and its digest names the job everywhere (ledger, messages, `--resume`).
-"""
+"""Job files: TOML in, a checked `Job` out; every mistake is one line that names the key, the value, what is allowed."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import re
 import tomllib
 import typing
 from collections.abc import Mapping, Sequence
@@ -18,239 +12,8 @@ from typing import Any
 
 from fl_core.crypto.profiles import get_profile
 from fl_core.errors import JobFileError, UsageError
-from fl_core.schema import plain, read, setting
-
-KINDS = ("horizontal", "psi")
-#: The tables that a kind of job reads, beside the parties; another one in its file is an error.
-TABLES = {
-    "horizontal": ("dataset", "model", "train", "encryption", "privacy", "evaluate"),
-    "psi": ("psi", "session"),
-}
-MODELS = ("logistic", "mlp", "cnn")
-DATASETS = ("digits", "breast_cancer", "mnist10k", "pneumoniamnist")
-RUNTIMES = ("local", "simulation", "deployment")
-_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Party:
-    """One data owner, as this machine knows it."""
-
-    name: str = setting(doc="a name of its own")
-    data: str | None = setting(None, doc="csv, csv.gz, parquet or npz, relative to the job file, or a SQLAlchemy URL")
-    query: str | None = setting(None, doc="with a URL: the SELECT that gives the rows")
-    id: tuple[str, ...] = setting((), doc="column or columns that name a row; not used as features")
-    label: str | None = setting(None, doc="the column to learn")
-    max_epsilon: float | None = setting(None, above=0.0, doc="the owner's own limit for this dataset over all jobs")
-    key: str | None = setting(None, doc="pins the party's card: its fingerprint, 64 hex characters")
-    psi_protocol: str = setting("any", choices=("any", "ecdh"), doc="the owner's demand on psi jobs")
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """A dataset of the registry, split among made-up parties for an experiment."""
-
-    name: str = setting(doc='digits, breast_cancer, mnist10k, pneumoniamnist or "package.module:function"')
-    parties: int | None = setting(None, low=1, high=10_000)
-    partition: str = setting("iid", choices=("iid", "dirichlet"))
-    alpha: float = setting(0.5, above=0.0, doc="dirichlet: small is uneven")
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """What is trained."""
-
-    name: str = setting("mlp", doc='logistic, mlp, cnn or "package.module:function"')
-    hidden: tuple[int, ...] = setting((64,), low=1)
-    activation: str = setting("relu", choices=("relu", "tanh"))
-    init: str | None = setting(None, doc="a model.pt to start from, relative to the job file")
-    classes: tuple[str, ...] = setting((), doc="all classes, when some party lacks one")
-
-
-@dataclasses.dataclass(frozen=True)
-class Train:
-    """How it is trained."""
-
-    strategy: str = setting("fedavg", choices=("fedavg", "fedprox", "fedavgm", "fedadam"))
-    rounds: int = setting(5, low=0, high=100_000)
-    local_epochs: int = setting(1, low=1)
-    batch_size: int = setting(32, low=1)
-    learning_rate: float = setting(0.1, above=0.0)
-    optimizer: str = setting("sgd", choices=("sgd", "adam"))
-    momentum: float = setting(0.0, low=0.0, high=0.999)
-    weight_decay: float = setting(0.0, low=0.0)
-    proximal_mu: float = setting(0.01, low=0.0, doc="fedprox: the pull towards the global model")
-    server_learning_rate: float | None = setting(None, above=0.0, doc="fedavgm (1.0), fedadam (0.01)")
-    server_momentum: float = setting(0.9, low=0.0, high=0.999, doc="fedavgm; beta_1 of fedadam")
-    device: str = setting("auto", choices=("cpu", "cuda", "auto"))
-    min_parties: int | None = setting(None, low=1)
-    round_timeout: float = setting(600.0, above=0.0, doc="seconds a round waits for its parties")
-    standardize: str = setting(
-        "auto", choices=("auto", "pooled", "none"), doc="auto: pooled for table files without DP"
-    )
-    receivers: tuple[str, ...] = setting((), doc="parties without data that get the model too")
-    publish: bool = setting(False)
-
-
-@dataclasses.dataclass(frozen=True)
-class Encryption:
-    """How updates are protected on their way."""
-
-    scheme: str = setting("ckks", choices=("ckks", "none"))
-    profile: str = setting("CKKS_2048")
-
-
-@dataclasses.dataclass(frozen=True)
-class Privacy:
-    """What the model may tell about a row (dp-sgd) or about a party's update (client-dp)."""
-
-    mechanism: str = setting("none", choices=("dp-sgd", "client-dp", "none"))
-    target_epsilon: float = setting(3.0, above=0.0)
-    target_delta: float = setting(1e-5, above=0.0, high=0.1)
-    max_grad_norm: float = setting(1.0, above=0.0, doc="dp-sgd: L2 bound of one sample's gradient")
-    clipping_norm: float = setting(1.0, above=0.0, doc="client-dp: L2 bound of one party's update")
-    noise: str = setting("os", choices=("os", "seeded"), doc="seeded: repeatable, protects nothing")
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluate:
-    """Which rows are held out at each party."""
-
-    test_fraction: float = setting(0.2, low=0.0, high=0.9)
-
-
-@dataclasses.dataclass(frozen=True)
-class Psi:
-    """Private set intersection of the parties' ids."""
-
-    protocol: str = setting("auto", choices=("auto", "cm20", "ecdh"))
-    output: str = setting("receivers", choices=("receivers", "cardinality", "union"))
-    receivers: tuple[str, ...] = setting((), doc="who learns the result; default: all parties")
-    duplicates: str = setting(
-        "error", choices=("error", "first"), doc="first: rows with an id seen before are left out"
-    )
-    pad_to: int | None = setting(None, low=1, high=1 << 26, doc="hides set sizes below this bound")
-
-
-@dataclasses.dataclass(frozen=True)
-class Session:
-    """How long the parties may talk."""
-
-    time_to_live: float = setting(6 * 3600.0, above=0.0, high=12 * 3600.0, doc="seconds")
-    timeout: float = setting(600.0, above=0.0, high=3600.0, doc="seconds a party waits for another one's message")
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """One job file after `--set`."""
-
-    kind: str = setting(choices=KINDS)
-    name: str = setting("job")
-    seed: int = setting(0, low=0, high=2**53 - 1)
-    runtime: str = setting("local", choices=RUNTIMES)
-    parties: tuple[Party, ...] = setting((), key="party")
-    dataset: Dataset | None = setting(None)
-    model: Model = setting(Model())
-    train: Train = setting(Train())
-    encryption: Encryption = setting(Encryption())
-    privacy: Privacy = setting(Privacy())
-    evaluate: Evaluate = setting(Evaluate())
-    psi: Psi = setting(Psi())
-    session: Session = setting(Session())
-    base: Path = dataclasses.field(default=Path(), metadata={"key": "\0base"})
-
-    def public(self) -> dict[str, Any]:
-        """The part every party sees: no path, no column, no owner's limit; integers and strings only."""
-        view = plain(dataclasses.replace(self, parties=(), base=None))  # type: ignore[arg-type]
-        for name in _other_tables(self.kind):
-            view.pop(name, None)
-        view["party"] = [{"name": p.name} | ({"key": p.key} if p.key else {}) for p in self.parties]
-        if self.model.init:
-            view["model"]["init"] = file_digest(self.base / self.model.init)
-        return dict(view)
-
-    def table(self) -> dict[str, Any]:
-        """The job file's table again, whole."""
-        table = dict(plain(dataclasses.replace(self, base=None), text=False))  # type: ignore[arg-type]
-        return {name: held for name, held in table.items() if name not in _other_tables(self.kind)}
-
-    def digest(self) -> str:
-        """SHA-256 of the public view: the job's name in messages, ledger and `--resume`."""
-        return public_digest(self.public())
-
-    def party(self, name: str) -> Party:
-        """The party of that name."""
-        return next(p for p in self.parties if p.name == name)
-
-    def own_part(self, name: str) -> dict[str, Any]:
-        """What only that party's node knows of the job: its data, columns and limit; JSON-able."""
-        own: dict[str, Any] = {}
-        if any(p.name == name for p in self.parties):
-            party = self.party(name)
-            own = {k: v for k, v in dataclasses.asdict(party).items() if k != "name" and v not in (None, (), "any")}
-        return own | ({"init": self.model.init} if self.model.init else {})
-
-    @property
-    def min_parties(self) -> int:
-        """Contributions a round needs: as set, or all but one, at least three, always more than half."""
-        n = len(self.parties)
-        if self.kind != "horizontal":
-            return n
-        return self.train.min_parties or min(n, max(3, n - 1, n // 2 + 1))
-
-    @property
-    def is_session(self) -> bool:
-        """Whether the parties of this kind of job talk to each other."""
-        return "session" in TABLES[self.kind]
-
-    @property
-    def standardize(self) -> bool:
-        """Whether parties first agree on the pooled mean and deviation of each feature."""
-        if self.train.standardize == "auto":
-            return self.dataset is None and self.privacy.mechanism == "none"
-        return self.train.standardize == "pooled"
-
-    @property
-    def unsafe(self) -> list[str]:
-        """Every choice of this job that takes protection away, in words for the summary and the ledger."""
-        if self.kind == "psi":
-            return _unsafe_psi(self)
-        said = []
-        if self.encryption.scheme == "none":
-            said.append("encryption is off: the coordinator sees every party's update")
-        elif self.encryption.profile == "TEST_ONLY":
-            said.append("profile TEST_ONLY protects nothing")
-        if self.privacy.mechanism != "none" and self.privacy.noise == "seeded":
-            said.append("the DP noise is seeded: it can be subtracted and protects nothing")
-        if self.min_parties < 3:
-            said.append("fewer than three contributions: each of two parties learns the other's update")
-        return said
-
-
-def _other_tables(kind: str) -> set[str]:
-    """Tables that a job of this kind does not read."""
-    return {name for names in TABLES.values() for name in names} - set(TABLES[kind])
-
-
-def _unsafe_psi(job: Job) -> list[str]:
-    everybody = {p.name for p in job.parties}
-    if job.psi.output == "receivers" and set(job.psi.receivers or everybody) == everybody:
-        return ["every party learns which of its ids the others have"]
-    return []
-
-
-def public_digest(view: Mapping[str, Any]) -> str:
-    """SHA-256, hex, of the canonical JSON of a public view."""
-    text = json.dumps(view, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256, hex, of a file."""
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise JobFileError("model.init", f"{path} cannot be read ({error.strerror})", allowed="a model.pt") from None
+from fl_core.job import DATASETS, MODELS, NAME, TABLES, Job, Party, other_tables
+from fl_core.schema import read
 
 
 def job_from_public(view: Mapping[str, Any]) -> Job:
@@ -352,7 +115,7 @@ def _one_id_is_a_list(table: dict[str, Any]) -> None:
 def _only_its_tables(table: Mapping[str, Any]) -> None:
     """A table of another kind of job is a mistake, not a setting without effect."""
     kind = str(table.get("kind"))
-    for name in _other_tables(kind) if kind in TABLES else ():
+    for name in other_tables(kind) if kind in TABLES else ():
         if name in table:
             raise JobFileError(name, f"is not read by a {kind} job", allowed=", ".join(TABLES[kind]))
 
@@ -401,7 +164,7 @@ def _check_shared(job: Job) -> Job:
     """What holds between keys that every party sees."""
     seen: set[str] = set()
     for i, name in enumerate([*(p.name for p in job.parties), *job.train.receivers]):
-        if not _NAME.fullmatch(name) or name == "coordinator":
+        if not NAME.fullmatch(name) or name == "coordinator":
             raise JobFileError(f"party[{i}].name", f"{name!r}", allowed="a-z 0-9 _ . -, at most 64, not 'coordinator'")
         if name in seen:
             raise JobFileError(f"party[{i}].name", f"{name!r} is there twice", allowed="names that differ")
@@ -470,7 +233,7 @@ def is_url(data: str | None) -> bool:
 def _check_deployment(job: Job) -> None:
     """What a node decides is not in the job file: where its data lie, and how much privacy it gives."""
     for i, party in enumerate(job.parties):
-        if party.data is not None and not _NAME.fullmatch(party.data):
+        if party.data is not None and not NAME.fullmatch(party.data):
             allowed = "the name under which the node bound it (fedseal node init --data NAME=PATH-or-URL)"
             problem = "a URL" if is_url(party.data) else repr(party.data)  # which may hold a password
             raise JobFileError(f"party[{i}].data", f"{problem} in a deployment", allowed=allowed)

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fl_core.config import Job, Party, load_job
+from fl_core.config import load_job
 from fl_core.errors import FedsealError, RefusedError
 from fl_core.home import Home
+from fl_core.job import Job, Party
 
 
 def dry_run(

@@ -25,10 +25,11 @@ environment.prepare()
 
 from flwr.app import Context, RecordDict  # noqa: E402
 
-from fl_core.config import Job, load_job  # noqa: E402
+from fl_core.config import load_job  # noqa: E402
 from fl_core.errors import FedsealError, UsageError  # noqa: E402
 from fl_core.files import write_atomic  # noqa: E402
 from fl_core.home import Home  # noqa: E402
+from fl_core.job import Job  # noqa: E402
 from fl_core.messages import COORDINATOR  # noqa: E402
 from fl_core.records import RoundRecord  # noqa: E402
 from fl_core.trust import canonical  # noqa: E402
@@ -42,6 +43,7 @@ from server.app import activated, app, outcome  # noqa: E402
 from server.recorders.fanout import Fanout  # noqa: E402
 from server.recorders.ledger import LedgerRecorder  # noqa: E402
 from server.recorders.mlflow import MlflowRecorder, deliver_leftovers  # noqa: E402
+from server.recorders.words import flat, note  # noqa: E402
 from server.registry import RunFolder, RunInfo, find_unfinished, new_run_id  # noqa: E402
 from server.report import write_report  # noqa: E402
 from server.runtimes.base import FederationGrid  # noqa: E402
@@ -173,7 +175,7 @@ class Running:
 
     def _mlflow(self) -> MlflowRecorder:
         uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.home.path / 'mlflow.db'}"
-        params = {k: v for k, v in _flat(self.job.public()) if v != ""}
+        params = {k: v for k, v in flat(self.job.public()) if v != ""}
         tags = {"fedseal.run": self.info.run, "fedseal.job": self.info.job, "fedseal.kind": self.job.kind}
         return MlflowRecorder.start(
             self.folder.spool,
@@ -357,7 +359,7 @@ class Running:
         delivered = mlflow.finish(
             "FINISHED",
             tags=tags,
-            note=_note(summary),
+            note=note(summary),
             artifacts=[(str(report), "audit")],
             publish=publish,
             timeout=MLFLOW_SECONDS,
@@ -375,31 +377,10 @@ class Running:
         shutil.rmtree(self.folder.path / "sums", ignore_errors=True)
 
 
-def _note(summary: dict[str, Any]) -> str:
-    """The run's description in MLflow, Markdown."""
-    lines = [f"**{summary['job']}** ({summary['kind']}, runtime {summary['runtime']})", ""]
-    lines += [f"- {name}: {value:.6g}" for name, value in summary["metrics"].items()]
-    lines += [f"- ⚠ {text}" for text in summary["unsafe"]]
-    lines += ["", f"Ledger: {summary['ledger']['size']} entries, root `{summary['ledger']['root'][:32]}…`"]
-    lines += ["Verify: `fedseal audit verify`. The report lies under Artifacts, `audit/report.html`."]
-    return "\n".join(lines)
-
-
 def told_to(job: Job) -> dict[str, bytes]:
     """Each party's part of the job, for its node alone."""
     parts = {p.name: job.own_part(p.name).items() for p in job.parties}
     return {n: canonical.encode({k: list(v) if k == "id" else v for k, v in p if k != "key"}) for n, p in parts.items()}
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, list):
-            names = [str(v["name"]) if isinstance(v, Mapping) else str(v) for v in value]
-            yield prefix + key, ", ".join(names)
-        else:
-            yield prefix + key, str(value)
 
 
 def _is_interrupt(error: BaseException) -> bool:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from fl_core.config import Job
 from fl_core.errors import JobFailed
+from fl_core.job import Job
 from fl_core.records import Recorder
 from fl_core.session.sealed import SealedChannel
 from fl_core.session.token import Token

@@ -18,8 +18,9 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 import clients.app
-from fl_core.config import Job, load_job
+from fl_core.config import load_job
 from fl_core.home import Home
+from fl_core.job import Job
 from fl_core.messages import COORDINATOR, PACKET
 from fl_core.records import RoundRecord
 from fl_core.trust.identity import CardBook, Identity

@@ -20,9 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fl_core.config import Model
 from fl_core.errors import JobFileError
 from fl_core.files import write_atomic
+from fl_core.job import Model
 from fl_core.learning.plugins import is_reference, load_function
 
 Vector = NDArray[np.float64]

@@ -18,8 +18,8 @@ import zipfile
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_core.config import Train
 from fl_core.errors import BadMessage
+from fl_core.job import Train
 
 Vector = NDArray[np.float64]
 DEFAULT_LEARNING_RATE = {"fedavg": 1.0, "fedprox": 1.0, "fedavgm": 1.0, "fedadam": 0.01}

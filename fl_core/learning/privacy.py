@@ -19,8 +19,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_core.config import Privacy, Train
 from fl_core.errors import DataError, JobFileError
+from fl_core.job import Privacy, Train
 
 _FEW = (1.5, *range(2, 11), *range(12, 64, 4))  # mostly whole: a fractional order costs ten times more
 _DEFAULT = (*(1 + x / 10 for x in range(1, 100)), *range(12, 64))  # RDPAccountant.DEFAULT_ALPHAS

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from fl_core.config import Train
 from fl_core.crypto.noise import NoiseStream
 from fl_core.errors import TrainingDiverged
+from fl_core.job import Train
 from fl_core.learning.models import get_vector, set_vector
 from fl_core.learning.privacy import Plan
 

@@ -14,58 +14,28 @@ Transport: `outgoing` gives what to put on the stream, `incoming` takes what cam
 
 from __future__ import annotations
 
-import struct
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError
 
 from fl_core.channel import MAX_STEP, Channel, Transcript, check_message
 from fl_core.errors import BadFrame, BadMessage, BadSignature, ExchangeLost, FedsealError, PeerLost, PeerTimeout
-from fl_core.session.boxes import Inbox, Outbox
 from fl_core.session.keys import TAG_BYTES, Handshake, Keys, SessionName
+from fl_core.session.peer import Peer
+from fl_core.session.pieces import GO_ON, HEAD, PIECE, START, pieces
 from fl_core.trust.identity import Identity
 from fl_core.wire.exchange_pb2 import Control, Frame, Hello, Notice
 
-PIECE = 1 << 20
 WINDOW = 32 << 20
 ACK_BYTES, ACK_PIECES = WINDOW // 8, 64
 MAX_FRAME = PIECE + 4096
 REPORT = "report"
 MAX_REPORT = 256 << 10
-_START, _GO_ON = b"\x01", b"\x00"
-_HEAD = struct.Struct(">HQ")
 _DATA = (Frame.DATA, Frame.BYE)
 _Parsed = TypeVar("_Parsed", Notice, Hello, Control)
-
-
-@dataclass
-class _Peer:
-    """Everything held of one peer."""
-
-    outbox: Outbox = field(default_factory=Outbox)
-    inbox: Inbox = field(default_factory=Inbox)
-    keys: Keys | None = None
-    hello: bytes = b""
-    controls: deque[Frame] = field(default_factory=deque)
-    sent_controls: int = 0
-    seen_control: int = -1
-    unsaid_bytes: int = 0  # read since the last acknowledgement
-    unsaid_pieces: int = 0
-    turn: threading.Lock = field(default_factory=threading.Lock)  # of those who send to it
-    left: bool = False  # its stream is over
-
-    def is_met(self) -> bool:
-        """Whether the peer has shown its session key."""
-        return self.keys is not None
-
-    def is_done(self) -> bool:
-        """Whether the peer has read everything up to this party's `BYE`, or reads no more."""
-        return self.left or self.outbox.first == self.outbox.end - 1
 
 
 class SealedChannel(Channel):
@@ -82,7 +52,7 @@ class SealedChannel(Channel):
         peers = [member for member in name.members if member != identity.name]
         super().__init__(identity.name, peers, session=name.session, timeout=timeout)
         self._handshake = Handshake(identity, name)
-        self._peers = {peer: _Peer() for peer in peers}
+        self._peers = {peer: Peer() for peer in peers}
         self._transcripts = {peer: Transcript(self.me, peer) for peer in peers}
         self._lock = threading.RLock()
         self._news = threading.Condition(self._lock)  # for the program
@@ -134,7 +104,7 @@ class SealedChannel(Channel):
             raise ValueError(f"a step's name of {len(step)} characters; allowed: {MAX_STEP}")
         state, self.step = self._peers[to], step
         with state.turn:
-            for piece in _pieces(parts, step):
+            for piece in pieces(parts, step):
                 keys = self._room(to, state, step)
                 number = state.outbox.end
                 sealed = keys.send.seal(Frame.DATA, number, piece)
@@ -143,7 +113,7 @@ class SealedChannel(Channel):
                     state.outbox.add(Frame.DATA, sealed)
                     self._work.notify()
 
-    def _room(self, to: str, state: _Peer, step: str) -> Keys:
+    def _room(self, to: str, state: Peer, step: str) -> Keys:
         """Wait until the peer is there and reads."""
         with self._lock:
             self._wait(lambda: state.keys is not None and state.outbox.unread < WINDOW, to, step, self.timeout)
@@ -161,10 +131,10 @@ class SealedChannel(Channel):
     def _message(self, source: str, step: str, max_bytes: int, timeout: float) -> tuple[str, bytearray]:
         """The next message that `step` takes, or a report."""
         first = memoryview(self._piece(source, step, timeout))
-        if len(first) < 1 + _HEAD.size or first[:1] != _START:
+        if len(first) < 1 + HEAD.size or first[:1] != START:
             raise self._refuse(source, step, "it is not the beginning of a message")
-        length, total = _HEAD.unpack_from(first, 1)
-        at = 1 + _HEAD.size + length
+        length, total = HEAD.unpack_from(first, 1)
+        at = 1 + HEAD.size + length
         said = str(first[at - length : at], "utf-8", "replace")
         between = said == REPORT != step and self.on_report is not None
         try:
@@ -181,7 +151,7 @@ class SealedChannel(Channel):
             if filled == total:
                 return said, message
             piece = memoryview(self._piece(source, step, timeout))
-            if piece[:1] != _GO_ON or len(piece) == 1:
+            if piece[:1] != GO_ON or len(piece) == 1:
                 raise self._refuse(source, step, f"a message that ends after {filled} of {total} bytes")
             rest = piece[1:]
 
@@ -366,7 +336,7 @@ class SealedChannel(Channel):
             why = "it left the session" if notice.what == Notice.LEFT else "its connection is lost"
             self._failure = self._failure or (lambda step: PeerLost(notice.peer, step, why))
 
-    def _meet(self, peer: str, state: _Peer, body: bytes) -> None:
+    def _meet(self, peer: str, state: Peer, body: bytes) -> None:
         """A peer's session key; it has one a session."""
         if state.keys is None:
             state.keys, state.hello = self._handshake.keys(peer, _parse(Hello, body)), body
@@ -376,12 +346,12 @@ class SealedChannel(Channel):
         elif _parse(Hello, body).key != _parse(Hello, state.hello).key:
             raise BadMessage("a second session key")
 
-    def _ask(self, peer: str, state: _Peer) -> None:
+    def _ask(self, peer: str, state: Peer) -> None:
         """Have a peer send from the next expected piece on, in a new epoch."""
         state.inbox.epoch += 1
         self._control(peer, Control(resume=Control.Resume(epoch=state.inbox.epoch, next=state.inbox.expected)))
 
-    def _obey(self, peer: str, state: _Peer, frame: Frame) -> None:
+    def _obey(self, peer: str, state: Peer, frame: Frame) -> None:
         assert state.keys is not None
         data = state.keys.receive_control.open(Frame.CONTROL, frame.number, frame.body)
         if frame.number <= state.seen_control:
@@ -410,23 +380,6 @@ class SealedChannel(Channel):
         body = state.keys.send_control.seal(Frame.CONTROL, number, control.SerializeToString())
         state.controls.append(Frame(sender=self.me, to=peer, kind=Frame.CONTROL, number=number, body=body))
         self._work.notify_all()
-
-
-def _pieces(parts: Sequence[memoryview], step: str) -> Iterator[bytes]:
-    """A message's pieces: the first begins with the step and the length."""
-    name, total = step.encode(), sum(len(part) for part in parts)
-    piece: list[bytes | memoryview] = [_START, _HEAD.pack(len(name), total), name]
-    room = PIECE
-    for part in parts:
-        at = 0
-        while at < len(part):
-            if room == 0:
-                yield b"".join(piece)
-                piece, room = [_GO_ON], PIECE
-            taken = part[at : at + room]
-            piece.append(taken)
-            at, room = at + len(taken), room - len(taken)
-    yield b"".join(piece)
 
 
 def _kind(number: int) -> Frame.Kind:

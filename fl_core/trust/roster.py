@@ -90,18 +90,7 @@ class Roster:
 
     def check_signed(self, statements: Sequence[Mapping[str, Any]], *, run: str) -> dict[str, Statement]:
         """Every party signed this roster; returns what each said.  Raises `BadMessage` or `BadSignature`."""
-        signed: dict[str, Statement] = {}
-        for table in statements:
-            statement = Statement.from_dict(dict(table))
-            if statement.by not in self.cards:
-                raise BadMessage(f"a roster signature by {statement.by!r}, who is not on it")
-            statement.verify(self.cards[statement.by])
-            if statement.run == run and statement.body.get("roster") == self.digest:
-                signed[statement.by] = statement
-        missing = sorted(set(self.cards) - set(signed))
-        if missing:
-            raise BadMessage(f"the roster is not signed by {', '.join(missing)}")
-        return signed
+        return dict(_signed(self.text, canonical.encode([dict(table) for table in statements]), run))
 
     def check_ceremony(self, statements: Sequence[Mapping[str, Any]], *, run: str, sealed: str, me: str) -> Statement:
         """Every party signed this roster, and its key maker signed the digest of the key sealed to `me`.
@@ -112,3 +101,21 @@ class Roster:
         if maker.kind != "key" or maker.body.get("blobs", {}).get(f"key.{me}") != sealed:
             raise WrongKey("the sealed key is not the one the key maker signed")
         return maker
+
+
+@lru_cache(maxsize=2)
+def _signed(roster: bytes, statements: bytes, run: str) -> dict[str, Statement]:
+    """See `check_signed`; a process that serves many parties of a run verifies what is the same for all once."""
+    on_it = Roster.parse(roster)
+    signed: dict[str, Statement] = {}
+    for table in canonical.decode(statements, max_bytes=MAX_BYTES):
+        statement = Statement.from_dict(table)
+        if statement.by not in on_it.cards:
+            raise BadMessage(f"a roster signature by {statement.by!r}, who is not on it")
+        statement.verify(on_it.cards[statement.by])
+        if statement.run == run and statement.body.get("roster") == on_it.digest:
+            signed[statement.by] = statement
+    missing = sorted(set(on_it.cards) - set(signed))
+    if missing:
+        raise BadMessage(f"the roster is not signed by {', '.join(missing)}")
+    return signed

@@ -14,8 +14,9 @@ from server import environment
 
 environment.prepare()
 
-from fl_core.config import Job, load_job  # noqa: E402
+from fl_core.config import load_job  # noqa: E402
 from fl_core.home import Home  # noqa: E402
+from fl_core.job import Job  # noqa: E402
 from fl_core.messages import COORDINATOR  # noqa: E402
 from fl_core.processes import die_with_parent  # noqa: E402
 from fl_core.trust.identity import CardBook, Identity  # noqa: E402

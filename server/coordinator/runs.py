@@ -10,8 +10,9 @@ import time
 from collections.abc import Mapping
 from typing import IO, Any
 
-from fl_core.config import Job, load_job
+from fl_core.config import load_job
 from fl_core.errors import JobFailed, UsageError, WaitTimeout
+from fl_core.job import Job
 from fl_core.processes import from_here
 from server.coordinator.folder import CoordinatorFolder
 from server.coordinator.submission import Caller, Events, save

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from fl_core.errors import UsageError
 
 if TYPE_CHECKING:
-    from fl_core.config import Job
+    from fl_core.job import Job
     from server.runtimes.base import FederationGrid
     from server.runtimes.deployment import Link
     from strategies.coordination import SessionHost

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from clients.door import DoorClient, Unreachable
-from fl_core.config import Job
 from fl_core.errors import BudgetExceeded, FedsealError, JobFailed, RefusedError, UsageError
 from fl_core.files import write_atomic
 from fl_core.home import Home
+from fl_core.job import Job
 from fl_core.trust.federation import Pass
 from fl_core.wire.door_pb2 import SubmitReply
 from server.registry import RunFolder, RunInfo

@@ -8,8 +8,9 @@ import pytest
 
 from clients.policy import Policy
 from clients.sql_source import SqlSource
-from fl_core.config import Party, load_job
+from fl_core.config import load_job
 from fl_core.errors import BadMessage, DataError, Paused, RefusedError
+from fl_core.job import Party
 
 URL = "postgresql+psycopg://bank:hunter2@db/loans"
 

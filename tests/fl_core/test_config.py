@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_core.config import KINDS, Job, job_from_public, load_job
+from fl_core.config import job_from_public, load_job
 from fl_core.errors import JobFileError, UsageError
+from fl_core.job import KINDS, Job
 
 ROOT = Path(__file__).parents[2]
 BASE = {"kind": "horizontal", "dataset": {"name": "digits", "parties": 4}}

@@ -13,11 +13,13 @@ from fl_core.config import job_from_public, load_job
 from fl_core.crypto.aggregation import make_key
 from fl_core.crypto.profiles import DEFAULT, profile_names
 from fl_core.crypto.sealing import seal
+from fl_core.errors import BadMessage, BadSignature
 from fl_core.messages import Packet, sha256
 from fl_core.trust.checkpoint import log_id
 from fl_core.trust.entry import Statement
 from fl_core.trust.identity import Identity
 from fl_core.trust.ledger import Ledger
+from fl_core.trust.roster import Roster
 from fl_core.trust.verify import verify_ledger
 from strategies.ceremony import MAX_SEALED_KEY
 from tests.support import digits
@@ -72,3 +74,28 @@ class Name(str):
     def __eq__(self, other: object) -> bool:
         Name.compared += 1
         return str.__eq__(self, other)
+
+
+def test_what_all_parties_signed_is_verified_once_in_a_process_and_a_forgery_after_it_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    people = [Identity.create(name) for name in ("a", "b", "c")]
+    log = log_id(Identity.create("coordinator").card)
+
+    def say(by: Identity, kind: str, body: dict) -> Statement:
+        return Statement.make(by, log=log, kind=kind, run="run-1", body=body)
+
+    joins = [(p.card, say(p, "join", {"role": "trainer", "ephemeral": "00" * 32})) for p in people]
+    roster = Roster.from_joins(joins)
+    said = [say(p, "roster", {"roster": roster.digest}).to_dict() for p in people]
+    checked = []
+    verify = Statement.verify
+    monkeypatch.setattr(Statement, "verify", lambda self, card: checked.append(self.by) or verify(self, card))
+    for _ in people:
+        assert list(roster.check_signed(said, run="run-1")) == ["a", "b", "c"]
+    assert checked == ["a", "b", "c"]
+    for forged in ({"sig": said[1]["sig"]}, {"body": {"roster": "0" * 64}}):
+        with pytest.raises(BadSignature):
+            roster.check_signed([*said[:2], said[2] | forged], run="run-1")
+    with pytest.raises(BadMessage, match="not signed by a, b, c"):
+        roster.check_signed(said, run="run-2")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fl_core.config import Job
+from fl_core.job import Job
 from fl_core.messages import COORDINATOR
 from fl_core.protocols.psi.program import Plan, needs_comparer
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from fl_core.config import Model, Privacy, Train
 from fl_core.crypto.noise import OsStream, SeededStream
 from fl_core.errors import JobFileError, TrainingDiverged
+from fl_core.job import Model, Privacy, Train
 from fl_core.learning import models, training
 from fl_core.learning.privacy import Plan, plan_dp_sgd
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fl_core.config import Model, Privacy, Train
 from fl_core.crypto.noise import OsStream
+from fl_core.job import Model, Privacy, Train
 from fl_core.learning import datasets, models, optimizers, training
 from fl_core.learning.partition import holdout, split_rows
 from fl_core.learning.privacy import epsilon, plan_dp_sgd

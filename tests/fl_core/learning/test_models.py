@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from fl_core.config import Model
 from fl_core.errors import JobFileError
+from fl_core.job import Model
 from fl_core.learning import models
 from fl_core.learning.models import Meta
 

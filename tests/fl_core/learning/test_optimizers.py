@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_core.config import Train
 from fl_core.errors import BadMessage
+from fl_core.job import Train
 from fl_core.learning import optimizers
 
 STRATEGIES = ["fedavg", "fedprox", "fedavgm", "fedadam"]

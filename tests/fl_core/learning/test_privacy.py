@@ -8,8 +8,8 @@ import pytest
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
-from fl_core.config import Privacy, Train
 from fl_core.errors import DataError, JobFileError
+from fl_core.job import Privacy, Train
 from fl_core.learning import privacy
 from fl_core.learning.privacy import Plan, Spend, epsilon, find_noise_multiplier
 

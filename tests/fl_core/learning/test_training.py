@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fl_core.config import Model, Train
 from fl_core.crypto.noise import OsStream, SeededStream
 from fl_core.errors import TrainingDiverged
+from fl_core.job import Model, Train
 from fl_core.learning import models, training
 
 RNG = np.random.default_rng(0)
