@@ -77,6 +77,11 @@ class Federation:
         done = self.place.fedseal("audit", "show", "--kind", kind, "--json")
         return [json.loads(line) for line in done.out.splitlines()]
 
+    def sees(self, name: str) -> bool:
+        """Whether the coordinator takes a node for connected."""
+        told = json.loads(self.coordinator("status", "--json").out)
+        return any(node["name"] == name and node["connected"] for node in told["nodes"])
+
     def verdict(self) -> int:
         return self.place.fedseal("audit", "verify").code
 

@@ -180,7 +180,7 @@ def test_a_full_disk_at_the_coordinator_fails_the_run_and_nothing_else(tmp_path)
         assert "disk" in said or "SuperLink" in said, said
         (disk / "filling").unlink()
         for node in made.nodes.values():
-            wait_until(lambda node=node: node.status()["connected"], f"{node.name} to come back", 120)
+            wait_until(lambda node=node: made.sees(node.name), f"{node.name} to come back", 120)
         done = ann.fedseal("run", path, "--resume", "--json")
         assert done.code == 0, done
         assert made.verdict() == 0

@@ -15,6 +15,7 @@ from fl_core.trust.ledger import Ledger
 from tests.e2e.process import OWN, Done, Place
 
 pytestmark = pytest.mark.e2e
+ROUNDS = 12  # so that two runs overlap, however their starts differ
 LIMIT = 3.5  # one job of ε 3 passes, two do not
 PRIVATE = """
 [privacy]
@@ -42,9 +43,9 @@ def twins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, list[Done]]:
     """Two runs started together where nothing was before; the second trains a model of the user's own."""
     place = Place(tmp_path_factory.mktemp("twins"))
     (place.path / "our_model.py").write_text(MODEL)
-    one = place.start("run", place.job("one"), "--json")
+    one = place.start("run", place.job("one", rounds=ROUNDS), "--json")
     own = ["--set", "model.name=our_model:build"]
-    two = place.start("run", place.job("two"), "--json", *own, PYTHONPATH=str(place.path))
+    two = place.start("run", place.job("two", rounds=ROUNDS), "--json", *own, PYTHONPATH=str(place.path))
     return place, [one.end(), two.end()]
 
 
@@ -65,7 +66,7 @@ def test_entries_of_both_stand_in_one_unbroken_chain(twins: tuple[Place, list[Do
     changes = sum(a != b for a, b in itertools.pairwise(order))
     assert changes > 2, "the runs did not overlap"
     for done in ends:
-        assert [e.body["round"] for e in entries(place, run=done.json["run"], kind="round")] == [0, 1, 2, 3]
+        assert [e.body["round"] for e in entries(place, run=done.json["run"], kind="round")] == [*range(ROUNDS + 1)]
 
 
 def test_both_reach_mlflow(twins: tuple[Place, list[Done]]) -> None:
@@ -76,7 +77,7 @@ def test_both_reach_mlflow(twins: tuple[Place, list[Done]]) -> None:
     found = client.search_runs([client.get_experiment_by_name("fedseal").experiment_id])
     assert {r.info.run_id for r in found} == {done.json["mlflow_run_id"] for done in ends}
     assert {r.info.status for r in found} == {"FINISHED"}
-    assert {len(client.get_metric_history(r.info.run_id, "loss")) for r in found} == {4}
+    assert {len(client.get_metric_history(r.info.run_id, "loss")) for r in found} == {ROUNDS + 1}
 
 
 # ---- one owner's limit, two jobs at the same moment, then a third
