@@ -26,7 +26,7 @@ environment.prepare()
 from flwr.app import Context, RecordDict  # noqa: E402
 
 from fl_core.config import load_job  # noqa: E402
-from fl_core.errors import FedsealError, UsageError  # noqa: E402
+from fl_core.errors import FedsealError, JobFailed, UsageError  # noqa: E402
 from fl_core.files import write_atomic  # noqa: E402
 from fl_core.home import Home  # noqa: E402
 from fl_core.job import Job  # noqa: E402
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "fedseal"
 MLFLOW_SECONDS = 30.0
+LEAST_FREE = 1 << 20  # bytes on the home's disk
 
 
 def run_job(
@@ -214,10 +215,17 @@ class Running:
             workdir=self.folder.path,
             recorder=Fanout([LedgerRecorder(ledger, identity, self.info.run), mlflow]),
             progress=lambda event: self._event(event, mlflow),
-            stopped=self.folder.is_stopping,
+            stopped=self._stopping,
             own={} if self.link is None else told_to(self.job),
             host=host,
         )
+
+    def _stopping(self) -> bool:
+        """Whether to stop; a full disk fails the run before its parties wait for answers that nobody can store."""
+        free = shutil.disk_usage(self.home.path).free
+        if free < LEAST_FREE:
+            raise JobFailed(f"{self.home.path}: {free} bytes left on the disk; make room, then --resume")
+        return self.folder.is_stopping()
 
     def _event(self, event: Event, mlflow: MlflowRecorder) -> None:
         if event.kind == "joined":

@@ -76,7 +76,7 @@ class Dispatcher:
         pending = {self._push(step, party, build(party), timeout): party for party in parties}
         stale = dict.fromkeys(parties, 0)
         while pending:
-            if self.co.stopped() and not parting:
+            if not parting and self.co.stopped():
                 raise Stopped(
                     f"stopped while waiting for {', '.join(sorted(pending.values()))} ({step}, round {number})"
                 )
