@@ -192,7 +192,8 @@ def mesh(names: Sequence[str], *, timeout: float = 60.0) -> dict[str, MemoryChan
 
 
 def _bytes_of(data: Any) -> memoryview:
-    return memoryview(data).cast("B")
+    view = memoryview(data)
+    return view.cast("B") if view.nbytes else memoryview(b"")  # an empty array of two dimensions cannot be cast
 
 
 def check_message(source: str, step: str, said: str, size: int, max_bytes: int) -> None:

@@ -1,0 +1,156 @@
+"""A party's side of what `dealer` deals.  Operations come in the order of the script that the active party sent.
+
+Shares are elements of Z_2^64 (histograms: of Z_2^32); a shared number is the sum of its holders' shares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from fl_core.channel import Channel
+from fl_core.crypto import ring
+from fl_core.crypto.ring import U64, Elements, Mask, Stream
+from fl_core.errors import BadFrame
+from fl_core.protocols.stream import PART_BYTES, recv_bytes, send_bytes
+from fl_core.protocols.vertical.dealer import AGAIN, HALF, MAX_DEAL, ORDER, STEP, Rows, Script, check_rows
+
+MATRIX = "masked columns"
+
+
+class Dealt:
+    """What a party gets from the dealer in one session.
+
+    Parameters
+    ----------
+    dealer : its name in the session.
+    """
+
+    def __init__(self, channel: Channel, dealer: str) -> None:
+        self.channel, self.dealer = channel, dealer
+        self.stream = Stream(bytes(channel.recv_exactly(dealer, step=STEP, size=ring.KEY_BYTES)))
+        self._rest = memoryview(b"")
+
+    # ---- orders, by the active party alone
+
+    def order(self, script: Script) -> None:
+        """Have a script dealt."""
+        self.channel.send(self.dealer, *script.encode(), step=ORDER)
+
+    def again(self) -> None:
+        """Have the last script dealt once more."""
+        self.channel.send(self.dealer, AGAIN, step=ORDER)
+
+    def end(self) -> None:
+        """Nothing more is needed."""
+        self.channel.send(self.dealer, b"", step=ORDER)
+
+    # ---- what is dealt
+
+    def explicit(self, *shape: int, dtype: np.dtype[np.uint64] | np.dtype[np.uint32] = U64) -> Elements:
+        """The next elements that the dealer sent."""
+        size = int(np.prod(shape)) * dtype.itemsize
+        if not self._rest and size:
+            self._rest = memoryview(self.channel.recv(self.dealer, step=STEP, max_bytes=MAX_DEAL))
+        if size > len(self._rest):
+            raise BadFrame(self.dealer, STEP, f"{len(self._rest)} bytes where {size} are due")
+        part, self._rest = self._rest[:size], self._rest[size:]
+        return np.frombuffer(part, dtype=dtype).reshape(shape)
+
+    def own_matrix(
+        self, peers: Sequence[str], elements: Callable[[int, int], Elements], shape: tuple[int, int],
+        dtype: np.dtype[np.uint64] | np.dtype[np.uint32] = U64,
+    ) -> OwnMatrix:  # fmt: skip
+        """Mask a matrix of this party and send it to all who multiply with it.
+
+        Parameters
+        ----------
+        elements : gives rows start … stop.
+        """
+        mask = Mask(self.stream.key(), *shape, dtype)
+        block = max(1, PART_BYTES // max(1, shape[1] * dtype.itemsize))
+        for start in range(0, shape[0], block):
+            stop = min(start + block, shape[0])
+            masked = elements(start, stop) - mask.rows(start, stop)
+            for peer in peers:
+                send_bytes(self.channel, peer, masked.view(np.uint8), step=MATRIX)
+        return OwnMatrix(self, mask)
+
+    def peer_matrix(
+        self, owner: str, shape: tuple[int, int], dtype: np.dtype[np.uint64] | np.dtype[np.uint32] = U64
+    ) -> PeerMatrix:
+        """Take another party's masked matrix."""
+        block = max(1, PART_BYTES // max(1, shape[1] * dtype.itemsize))
+        masked = np.empty(shape, dtype=dtype)
+        for start in range(0, shape[0], block):
+            part = masked[start : start + block]
+            part[:] = recv_bytes(self.channel, owner, *part.view(np.uint8).shape, step=MATRIX).view(dtype)
+        return PeerMatrix(self, masked)
+
+    # ---- truncation
+
+    def truncation(self, holders: Sequence[str], size: int, shift: int) -> Truncation:
+        """Begin to divide `size` shared numbers by 2^shift; see `Truncation`."""
+        if self.channel.me == holders[-1]:
+            r, high, top = (self.explicit(size) for _ in range(3))
+        else:
+            r, high, top = (self.stream.draw(size) for _ in range(3))
+        return Truncation(r, high, top, shift, first=self.channel.me == holders[0])
+
+
+class OwnMatrix:
+    """Products with a matrix of this party's own and another one's vectors."""
+
+    def __init__(self, dealt: Dealt, mask: Mask) -> None:
+        self._dealt, self._mask = dealt, mask
+
+    def share(self, masked: Elements, rows: Rows, *, transposed: bool) -> Elements:
+        """This party's share, from the other one's masked vectors: A·f + c1, or Aᵀ·f + c1."""
+        multiply = ring.rows_product_t if transposed else ring.rows_product
+        part = multiply(self._mask, rows, masked)
+        return part + self._dealt.stream.draw(*part.shape, dtype=part.dtype)
+
+
+class PeerMatrix:
+    """Products with another party's matrix and this one's vectors: first `mask`, then `share`."""
+
+    def __init__(self, dealt: Dealt, masked: Elements) -> None:
+        self._dealt, self._masked = dealt, masked
+        self.columns = masked.shape[1]
+        self.last = masked[:0]
+
+    def mask(self, vectors: Elements) -> Elements:
+        """What goes to the owner; `last` keeps the mask."""
+        self.last = self._dealt.stream.draw(*vectors.shape, dtype=vectors.dtype)
+        return vectors - self.last
+
+    def share(self, vectors: Elements, rows: Rows, *, transposed: bool) -> Elements:
+        """This party's share: E·v + c2, or Eᵀ·v + c2."""
+        multiply = ring.rows_product_t if transposed else ring.rows_product
+        check_rows(rows, len(self._masked))
+        part = multiply(self._masked, rows, vectors)
+        return part + self._dealt.explicit(*part.shape, dtype=part.dtype)
+
+
+class Truncation:
+    """Shared numbers x, |x| < 2^62, divided by 2^shift and rounded down or up at random, without bias.
+
+    Every holder opens what `mask` gives to all holders; `share` takes the sum.
+    """
+
+    def __init__(self, r: Elements, high: Elements, top: Elements, shift: int, *, first: bool) -> None:
+        self._r, self._high, self._top, self._shift, self._first = r, high, top, np.uint64(shift), first
+
+    def mask(self, share: Elements) -> Elements:
+        """This party's part of x + 2^62 + r."""
+        masked = share.reshape(-1) + self._r
+        return masked + HALF if self._first else masked
+
+    def share(self, opened: Elements) -> Elements:
+        """This party's share of the quotient, flat."""
+        wrapped = (np.uint64(1) - (opened >> np.uint64(63))) << (np.uint64(64) - self._shift)
+        part = self._top * wrapped - self._high
+        if self._first:
+            part = part + (opened >> self._shift) - (HALF >> self._shift)
+        return part
