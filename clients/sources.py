@@ -16,7 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +51,7 @@ class Table:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Source:
+class Source:
     """Where a column comes from, for messages: `place` turns row numbers (from 0) into the file's own."""
 
     where: str
@@ -59,6 +59,7 @@ class _Source:
     unit: str
 
     def fail(self, column: str, problem: str, bad: NDArray[np.bool_], values: Sequence[Any], allowed: str) -> DataError:
+        """The error that shows some of the (n,) `bad` values with their places."""
         rows = np.flatnonzero(bad)[:_EXAMPLES].tolist()
         shown = ", ".join(
             f"{_show(values[r])} in {self.unit} {at}" for r, at in zip(rows, self.place(rows), strict=True)
@@ -84,19 +85,46 @@ def read_table(path: Path | SqlSource, *, id_columns: Sequence[str], label: str,
         that is not a finite number, a missing label or id. One line: what, where, at most three values with
         their rows, what is allowed.
     """
-    if isinstance(path, SqlSource):
-        return _from_query(path, id_columns, label, where)
-    where = f"{where}: {path.name}"
-    kind = _kind(path, where)
-    if kind == ".npz":
-        return _from_npz(path, id_columns, label, where)
-    if kind == ".parquet":
-        columns = _read_parquet(path, where)
-        source = _Source(where, _from_one, "row")
-    else:
-        columns = _read_csv(path, where)
-        source = _Source(where, lambda rows: _csv_lines(path, rows), "line")
+    if is_npz(path):
+        return _from_npz(path, id_columns, label, f"{where}: {path.name}")
+    columns, source = read_arrow(path, where=where)
     return _from_columns(columns, id_columns, label, source)
+
+
+def is_npz(path: Path | SqlSource) -> TypeGuard[Path]:
+    """Whether a source is arrays (`read_arrays`) and not columns (`read_arrow`)."""
+    return isinstance(path, Path) and path.name.lower().endswith(".npz")
+
+
+def read_arrow(
+    path: Path | SqlSource, *, where: str, needed: Sequence[tuple[str, str]] = ()
+) -> tuple[pa.Table, Source]:
+    """A csv file's columns as text, a parquet file's or a query's as they are.
+
+    Parameters
+    ----------
+    needed : (what it is, name) of the columns to read, `("id", "customer")` for instance; all without any.
+
+    Returns
+    -------
+    The needed columns in that order, or all; and how a message names a place in them.
+
+    Raises
+    ------
+    DataError : the file or database cannot be read, or a column is missing or there twice.
+    """
+    if isinstance(path, SqlSource):
+        table, source = read_sql(path, where), Source(f"{where}: query result", _from_one, "row")
+        _check_header(table.column_names, source.where)
+    elif _kind(path, f"{where}: {path.name}") == ".parquet":
+        source = Source(f"{where}: {path.name}", _from_one, "row")
+        table = _read_parquet(path, source.where)
+    else:
+        source = Source(f"{where}: {path.name}", lambda rows: _csv_lines(path, rows), "line")
+        table = _read_csv(path, source.where, needed=needed)
+    for what, name in needed:
+        is_there(what, name, table.column_names, source.where)
+    return table.select([name for _, name in needed]) if needed else table, source
 
 
 def read_ids(path: Path | SqlSource, columns: Sequence[str], *, where: str) -> pa.Table:
@@ -108,35 +136,16 @@ def read_ids(path: Path | SqlSource, columns: Sequence[str], *, where: str) -> p
     """
     import pyarrow as pa
 
-    if isinstance(path, SqlSource):
-        table, where = read_sql(path, where), f"{where}: query result"
-        _check_header(table.column_names, where)
-    else:
-        where = f"{where}: {path.name}"
-        kind = _kind(path, where)
-        if kind == ".npz":
-            arrays = _read_npz(path, where)
-            for name in columns:
-                _is_there("id", name, list(arrays), where)
-            if uneven := [n for n in columns if arrays[n].ndim != 1]:
-                raise DataError(
-                    where, f"array {uneven[0]!r} has shape {arrays[uneven[0]].shape}", allowed="one dimension"
-                )
-            table = pa.table({name: arrays[name] for name in columns})
-        elif kind == ".parquet":
-            table = _read_parquet(path, where)
-        else:
-            table = _read_csv(path, where, only=columns)
+    if not is_npz(path):
+        table, _ = read_arrow(path, where=where, needed=[("id", name) for name in columns])
+        return table.select(list(columns))
+    where = f"{where}: {path.name}"
+    arrays = read_arrays(path, where)
     for name in columns:
-        _is_there("id", name, table.column_names, where)
-    return table.select(list(columns))
-
-
-def _from_query(query: SqlSource, id_columns: Sequence[str], label: str, where: str) -> Table:
-    columns = read_sql(query, where)
-    where = f"{where}: query result"
-    _check_header(columns.column_names, where)
-    return _from_columns(columns, id_columns, label, _Source(where, _from_one, "row"))
+        is_there("id", name, list(arrays), where)
+    if uneven := [n for n in columns if arrays[n].ndim != 1]:
+        raise DataError(where, f"array {uneven[0]!r} has shape {arrays[uneven[0]].shape}", allowed="one dimension")
+    return pa.table({name: arrays[name] for name in columns})
 
 
 def _kind(path: Path, where: str) -> str:
@@ -152,7 +161,7 @@ def _from_one(rows: Sequence[int]) -> list[int]:
     return [row + 1 for row in rows]
 
 
-def _read_csv(path: Path, where: str, *, only: Sequence[str] = ()) -> pa.Table:
+def _read_csv(path: Path, where: str, *, needed: Sequence[tuple[str, str]] = ()) -> pa.Table:
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
 
@@ -161,11 +170,11 @@ def _read_csv(path: Path, where: str, *, only: Sequence[str] = ()) -> pa.Table:
         with _open_text(path) as file:
             header = next((row for row in csv.reader(file) if row), [])
         _check_header(header, where)
-        for name in only:
-            _is_there("id", name, header, where)
+        for what, name in needed:
+            is_there(what, name, header, where)
         texts = arrow_csv.ConvertOptions(
             column_types={name: pa.string() for name in header},
-            include_columns=list(only),
+            include_columns=[name for _, name in needed],
             strings_can_be_null=True,
             null_values=[""],
         )
@@ -217,7 +226,8 @@ def _check_header(header: Sequence[str], where: str) -> None:
         raise DataError(where, f"duplicate column names: {shown}", allowed="names that differ")
 
 
-def _is_there(what: str, name: str, names: Sequence[str], where: str) -> None:
+def is_there(what: str, name: str, names: Sequence[str], where: str) -> None:
+    """Raise a DataError that names the nearest columns where `name` is none."""
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3) or list(names[:8])
         more = ", …" if len(near) < len(names) else ""
@@ -227,7 +237,7 @@ def _is_there(what: str, name: str, names: Sequence[str], where: str) -> None:
 def _pick(names: Sequence[str], id_columns: Sequence[str], label: str, where: str) -> list[str]:
     """The feature columns; raises where a named column is missing."""
     for what, name in [("label", label), *(("id", c) for c in id_columns)]:
-        _is_there(what, name, names, where)
+        is_there(what, name, names, where)
     features = [n for n in names if n != label and n not in id_columns]
     if label in id_columns or not features:
         problem = f"{label!r} is both label and id" if label in id_columns else "no feature columns"
@@ -235,19 +245,19 @@ def _pick(names: Sequence[str], id_columns: Sequence[str], label: str, where: st
     return features
 
 
-def _from_columns(columns: pa.Table, id_columns: Sequence[str], label: str, source: _Source) -> Table:
+def _from_columns(columns: pa.Table, id_columns: Sequence[str], label: str, source: Source) -> Table:
     features = _pick(columns.column_names, id_columns, label, source.where)
     if columns.num_rows == 0:
         raise DataError(source.where, "no rows", allowed="one row or more")
     x = np.empty((columns.num_rows, len(features)), dtype=np.float32)
     for i, name in enumerate(features):
         x[:, i] = _feature(columns[name], name, source)
-    labels = _texts(columns[label].to_pylist(), label, source)
-    ids = [_texts(columns[c].to_pylist(), c, source, exact=True) for c in id_columns]
+    labels = texts_of(columns[label].to_pylist(), label, source)
+    ids = [texts_of(columns[c].to_pylist(), c, source, exact=True) for c in id_columns]
     return Table(x, labels, tuple(features), _join(ids))
 
 
-def _feature(column: pa.ChunkedArray, name: str, source: _Source) -> NDArray[np.float32]:
+def _feature(column: pa.ChunkedArray, name: str, source: Source) -> NDArray[np.float32]:
     import pyarrow as pa
     from pyarrow import compute
 
@@ -256,7 +266,7 @@ def _feature(column: pa.ChunkedArray, name: str, source: _Source) -> NDArray[np.
         column = column.cast(column.type.value_type)
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         column = compute.utf8_trim_whitespace(column)
-    elif not (pa.types.is_boolean(column.type) or _is_number(column.type)):
+    elif not (pa.types.is_boolean(column.type) or is_number(column.type)):
         raise DataError(f"{source.where}, column {name!r}", f"holds {column.type}", allowed=allowed)
     try:
         numbers = column.cast(pa.float64(), safe=False)
@@ -270,7 +280,8 @@ def _feature(column: pa.ChunkedArray, name: str, source: _Source) -> NDArray[np.
     return _finite(numbers.to_numpy(), name, source)
 
 
-def _is_number(kind: pa.DataType) -> bool:
+def is_number(kind: pa.DataType) -> bool:
+    """Whether an Arrow column of this type holds numbers, or nothing at all."""
     from pyarrow import types
 
     return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind) or types.is_null(kind))
@@ -287,7 +298,7 @@ def _is_numeric_text(text: str) -> bool:
     return True
 
 
-def _finite(values: NDArray[Any], name: str, source: _Source) -> NDArray[np.float32]:
+def _finite(values: NDArray[Any], name: str, source: Source) -> NDArray[np.float32]:
     with np.errstate(over="ignore"):
         x = np.asarray(values, dtype=np.float64).astype(np.float32)
     if not np.isfinite(x).all():
@@ -300,7 +311,7 @@ def _finite(values: NDArray[Any], name: str, source: _Source) -> NDArray[np.floa
     return x
 
 
-def _texts(values: Sequence[Any], name: str, source: _Source, *, exact: bool = False) -> NDArray[np.str_]:
+def texts_of(values: Sequence[Any], name: str, source: Source, *, exact: bool = False) -> NDArray[np.str_]:
     """Values as text; labels that are whole numbers lose sign and fraction, ids (`exact`) stay as they
     are."""
     texts = ["" if v is None else _text(v, exact) for v in values]
@@ -332,9 +343,9 @@ def _join(columns: list[NDArray[np.str_]]) -> NDArray[np.str_] | None:
 
 
 def _from_npz(path: Path, id_columns: Sequence[str], label: str, where: str) -> Table:
-    arrays = _read_npz(path, where)
+    arrays = read_arrays(path, where)
     names = list(arrays)
-    source = _Source(where, lambda rows: list(rows), "row")
+    source = Source(where, lambda rows: list(rows), "row")
     features = _pick(names, id_columns, label, where)
     n = len(arrays[label])
     if n == 0:
@@ -348,16 +359,16 @@ def _from_npz(path: Path, id_columns: Sequence[str], label: str, where: str) -> 
         if arrays[name].dtype.kind not in "biuf":
             raise DataError(where, f"array {name!r} holds {arrays[name].dtype}", allowed="numbers")
     if whole:
-        x, feature_names = _block(arrays["x"], source)
+        x, feature_names = block_of(arrays["x"], source)
     else:
         x = np.stack([_finite(arrays[f], f, source) for f in features], axis=1)
         feature_names = tuple(features)
-    ids = [_texts(arrays[c].tolist(), c, source, exact=True) for c in id_columns]
-    return Table(x, _texts(arrays[label].tolist(), label, source), feature_names, _join(ids))
+    ids = [texts_of(arrays[c].tolist(), c, source, exact=True) for c in id_columns]
+    return Table(x, texts_of(arrays[label].tolist(), label, source), feature_names, _join(ids))
 
 
-def _block(x: NDArray[Any], source: _Source) -> tuple[NDArray[np.float32], tuple[str, ...]]:
-    """Array `x`: (n, d) features, (n, h, w) or (n, c, h, w) pictures."""
+def block_of(x: NDArray[Any], source: Source) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+    """Array `x` as finite float32, with a name a value: (n, d) features, (n, h, w) or (n, c, h, w) pictures."""
     if x.ndim > 4 or 0 in x.shape:
         raise DataError(source.where, f"array 'x' has shape {x.shape}", allowed="(n, d), (n, h, w) or (n, c, h, w)")
     pixels = x.ndim > 2 and x.dtype == np.uint8
@@ -367,7 +378,9 @@ def _block(x: NDArray[Any], source: _Source) -> tuple[NDArray[np.float32], tuple
     return block, tuple(f"x{i}" for i in range(int(np.prod(block.shape[1:]))))
 
 
-def _read_npz(path: Path, where: str) -> dict[str, NDArray[Any]]:
+def read_arrays(path: Path, where: str) -> dict[str, NDArray[Any]]:
+    """The arrays of an npz file, of one dimension or more; `where` names the file. DataError if it cannot be read."""
+    _kind(path, where)
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {}

@@ -12,7 +12,7 @@ draws from its operating system for each session.
 The operations (D. Beaver, CRYPTO 1991; with a matrix that is masked once: PROTOCOLS, vertical logistic regression)
 
 - product of an owner's matrix X and another party's vector v.  Once: E = X - A goes to the other party.  Each time,
-  with a fresh b: f = v - b goes to the owner, who has A·f + c1; the other has E·v + c2; c1 + c2 = A·b.  The same for Xᵀ.
+  with a fresh b: f = v - b goes to the owner, who has A·f + c1; the other has E·v + c2; c1 + c2 = A·b.  Xᵀ likewise.
 - truncation of shared numbers x, |x| < 2^62: c = x + 2^62 + r is opened; ⌊x/2^k⌋ follows from c and shares of ⌊r/2^k⌋
   and of r's highest bit, off by at most one, without bias.  (Local truncation is off by 2^(64-k) now and then.)
 - scaling of shared numbers by fixed shared ones (the weights of rows), and the scalar product of two masked vectors.
