@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -27,9 +27,9 @@ from fl_core.errors import TrainingDiverged
 Elements = NDArray[Any]  # uint32 or uint64
 Floats = NDArray[np.float64]
 KEY_BYTES = 32
-U64 = np.dtype(np.uint64)
-U32 = np.dtype(np.uint32)
-_SIGNED = {U64: np.dtype(np.int64), U32: np.dtype(np.int32)}
+U64: np.dtype[Any] = np.dtype(np.uint64)
+U32: np.dtype[Any] = np.dtype(np.uint32)
+_SIGNED: dict[np.dtype[Any], np.dtype[Any]] = {U64: np.dtype(np.int64), U32: np.dtype(np.int32)}
 _LIMB, _ROWS = 11, 256
 _ZEROS = bytes(1 << 18)
 
@@ -159,7 +159,7 @@ def _counter(key: bytes, block: int) -> CipherContext:
 
 def _fill(cipher: CipherContext, out: Elements) -> None:
     """Key stream into an array; a little goes through a buffer, since the cipher wants room beyond the end."""
-    flat = memoryview(out.reshape(-1).view(np.uint8))
+    flat = out.reshape(-1).view(np.uint8).data
     size, spare = len(flat), 16
     at = 0
     while size - at > spare:
@@ -214,6 +214,27 @@ def rows_product_t(source: Mask | Elements, rows: NDArray[np.int64] | slice, vec
     for at, part in blocks(source, rows, _block(source)):
         total += product_t(part, vectors[at])
     return total
+
+
+def rows_products_t(
+    source: Mask | Elements, sets: Sequence[NDArray[np.int64]], vectors: Sequence[Elements]
+) -> list[Elements]:
+    """`rows_product_t` for several choices of rows; a mask that is not kept is made once for all of them."""
+    n, d = source.shape
+    if isinstance(source, np.ndarray) or source._held is not None or len(sets) == 1:
+        spans = [slice(0, n) if len(rows) == n else rows for rows in sets]
+        return [rows_product_t(source, rows, vector) for rows, vector in zip(spans, vectors, strict=True)]
+    block = _block(source)
+    cuts = [np.searchsorted(rows, np.arange(0, n + block, block)) for rows in sets]
+    totals = [np.zeros((d, vector.shape[1]), dtype=vector.dtype) for vector in vectors]
+    for number, begin in enumerate(range(0, n, block)):
+        parts = [slice(cut[number], cut[number + 1]) for cut in cuts]
+        if any(part.start < part.stop for part in parts):
+            made = source.rows(begin, min(begin + block, n))
+            for total, rows, vector, part in zip(totals, sets, vectors, parts, strict=True):
+                if part.start < part.stop:
+                    total += product_t(made[rows[part] - begin], vector[part])
+    return totals
 
 
 def _block(source: Mask | Elements) -> int:

@@ -43,7 +43,7 @@ MAX_SCRIPT = 64 << 20
 MAX_DEAL = 1 << 30
 MAX_ROWS, MAX_COLUMNS = 1 << 31, 1 << 20
 _HEAD = struct.Struct(">I")
-_DTYPES = {32: U32, 64: U64}
+_DTYPES: dict[int, np.dtype[Any]] = {32: U32, 64: U64}
 HALF = np.uint64(1 << 62)
 Rows = NDArray[np.int64] | slice
 Op = dict[str, Any]
@@ -69,17 +69,25 @@ class Script:
         if isinstance(rows, slice):
             op |= {"start": rows.start, "stop": rows.stop}
         else:
-            op["set"] = len(self.sets)
-            self.sets.append(to_bits(rows))
+            op["set"] = self.row_set(rows)
         self.ops.append(op)
+
+    def histograms(self, matrix: int, to: str, sets: Sequence[int], count: int) -> None:
+        """X[rows]ᵀ·v for several row sets, numbered as `row_set` gave them: products with `count` columns of v each."""
+        self.ops.append({"op": "histograms", "matrix": matrix, "to": to, "sets": list(sets), "count": count})
+
+    def row_set(self, rows: NDArray[np.int64]) -> int:
+        """The number of a row set that operations can share."""
+        self.sets.append(to_bits(rows))
+        return len(self.sets) - 1
 
     def truncate(self, holders: Sequence[str], size: int, shift: int) -> None:
         """`size` numbers shared among `holders` are divided by 2^shift."""
         self.ops.append({"op": "truncate", "holders": list(holders), "size": size, "shift": shift})
 
-    def weights(self, left: str, right: str, size: int) -> None:
-        """Fixed shared numbers to scale others by: the product of two parties' own vectors comes first."""
-        self.ops.append({"op": "weights", "left": left, "right": right, "size": size})
+    def weights(self, holders: Sequence[str], size: int) -> None:
+        """Shared numbers that others are scaled by from now on."""
+        self.ops.append({"op": "weights", "holders": list(holders), "size": size})
 
     def scale(self, start: int, stop: int, count: int) -> None:
         """Shared numbers of rows start … stop times the weights of these rows."""
@@ -124,7 +132,7 @@ class Dealer:
         self._streams: dict[str, Stream] = {}
         self._matrices: list[tuple[str, Mask]] = []
         self._masks: dict[tuple[str, str], Elements] = {}
-        self._weights: tuple[str, str, Elements] | None = None
+        self._weights: tuple[list[str], Elements] | None = None
         self._parts: dict[str, list[Elements]] = {}
         for party in parties:
             key = ring.new_key()
@@ -155,6 +163,8 @@ class Dealer:
                 self._matrix(op)
             case "product":
                 self._product(op, sets)
+            case "histograms":
+                self._histograms(op, sets)
             case "truncate":
                 self._truncate(op)
             case "weights":
@@ -183,6 +193,14 @@ class Dealer:
         if op["t"]:
             self._masks[op["to"], owner] = b
 
+    def _histograms(self, op: Op, sets: list[NDArray[np.int64]]) -> None:
+        owner, mask = self._matrices[op["matrix"]]
+        chosen, count = [sets[number] for number in op["sets"]], op["count"]
+        shapes = [(check_rows(rows, mask.shape[0]), count) for rows in chosen]
+        b = [self._streams[op["to"]].draw(*shape, dtype=mask.dtype) for shape in shapes]
+        for c in ring.rows_products_t(mask, chosen, b):
+            self._parts[op["to"]].append(c - self._streams[owner].draw(*c.shape, dtype=mask.dtype))
+
     def _truncate(self, op: Op) -> None:
         *others, last = op["holders"]
         r = self._own.draw(op["size"])
@@ -190,19 +208,16 @@ class Dealer:
             self._parts[last].append(whole - _sum(self._streams[p].draw(op["size"]) for p in others))
 
     def _begin_weights(self, op: Op) -> None:
-        left, right, size = op["left"], op["right"], op["size"]
-        one, two = self._streams[left], self._streams[right]
-        x, y = one.draw(size), two.draw(size)
-        self._parts[right].append(x * y - one.draw(size))
-        self._weights = left, right, one.draw(size) + two.draw(size)
+        self._weights = op["holders"], _sum(self._streams[p].draw(op["size"]) for p in op["holders"])
 
     def _scale(self, op: Op) -> None:
         assert self._weights is not None
-        left, right, mask = self._weights
-        rows, one, two = mask[op["start"] : op["stop"], None], self._streams[left], self._streams[right]
+        holders, mask = self._weights
+        rows = mask[op["start"] : op["stop"], None]
         shape = (len(rows), op["count"])
-        y = one.draw(*shape) + two.draw(*shape)
-        self._parts[right].append(rows * y - one.draw(*shape))
+        made = rows * _sum(self._streams[p].draw(*shape) for p in holders)
+        *others, last = holders
+        self._parts[last].append(made - _sum(self._streams[p].draw(*shape) for p in others))
 
     def _dot(self, op: Op) -> None:
         left, right = op["left"], op["right"]

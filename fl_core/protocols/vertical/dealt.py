@@ -5,9 +5,12 @@ Shares are elements of Z_2^64 (histograms: of Z_2^32); a shared number is the su
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fl_core.channel import Channel
 from fl_core.crypto import ring
@@ -48,7 +51,7 @@ class Dealt:
 
     # ---- what is dealt
 
-    def explicit(self, *shape: int, dtype: np.dtype[np.uint64] | np.dtype[np.uint32] = U64) -> Elements:
+    def explicit(self, *shape: int, dtype: np.dtype[Any] = U64) -> Elements:
         """The next elements that the dealer sent."""
         size = int(np.prod(shape)) * dtype.itemsize
         if not self._rest and size:
@@ -60,7 +63,7 @@ class Dealt:
 
     def own_matrix(
         self, peers: Sequence[str], elements: Callable[[int, int], Elements], shape: tuple[int, int],
-        dtype: np.dtype[np.uint64] | np.dtype[np.uint32] = U64,
+        dtype: np.dtype[Any] = U64,
     ) -> OwnMatrix:  # fmt: skip
         """Mask a matrix of this party and send it to all who multiply with it.
 
@@ -78,7 +81,7 @@ class Dealt:
         return OwnMatrix(self, mask)
 
     def peer_matrix(
-        self, owner: str, shape: tuple[int, int], dtype: np.dtype[np.uint64] | np.dtype[np.uint32] = U64
+        self, owner: str, shape: tuple[int, int], dtype: np.dtype[Any] = U64
     ) -> PeerMatrix:
         """Take another party's masked matrix."""
         block = max(1, PART_BYTES // max(1, shape[1] * dtype.itemsize))
@@ -98,18 +101,36 @@ class Dealt:
             r, high, top = (self.stream.draw(size) for _ in range(3))
         return Truncation(r, high, top, shift, first=self.channel.me == holders[0])
 
+    # ---- weights
+
+    def weights(self, holders: Sequence[str], size: int) -> Weights:
+        """Begin to scale by `size` shared numbers; see `Weights`."""
+        return Weights(self, holders, self.stream.draw(size))
+
 
 class OwnMatrix:
     """Products with a matrix of this party's own and another one's vectors."""
 
     def __init__(self, dealt: Dealt, mask: Mask) -> None:
         self._dealt, self._mask = dealt, mask
+        self._begun: deque[Elements] = deque()
+
+    def begin(self, rows: Rows, count: int, *, transposed: bool) -> None:
+        """Draw what belongs to a product whose vectors come later, when other operations are drawn in between."""
+        size = self._mask.shape[1] if transposed else check_rows(rows, self._mask.shape[0])
+        self._begun.append(self._dealt.stream.draw(size, count, dtype=self._mask.dtype))
 
     def share(self, masked: Elements, rows: Rows, *, transposed: bool) -> Elements:
         """This party's share, from the other one's masked vectors: A·f + c1, or Aᵀ·f + c1."""
+        if not self._begun:
+            self.begin(rows, masked.shape[1], transposed=transposed)
         multiply = ring.rows_product_t if transposed else ring.rows_product
-        part = multiply(self._mask, rows, masked)
-        return part + self._dealt.stream.draw(*part.shape, dtype=part.dtype)
+        return multiply(self._mask, rows, masked) + self._begun.popleft()
+
+    def shares(self, masked: Sequence[Elements], sets: Sequence[NDArray[np.int64]]) -> list[Elements]:
+        """This party's shares of histograms, one for each row set."""
+        parts = ring.rows_products_t(self._mask, sets, masked)
+        return [part + self._dealt.stream.draw(*part.shape, dtype=part.dtype) for part in parts]
 
 
 class PeerMatrix:
@@ -154,3 +175,35 @@ class Truncation:
         if self._first:
             part = part + (opened >> self._shift) - (HALF >> self._shift)
         return part
+
+
+class Weights:
+    """Shared numbers that other shared numbers are multiplied by, row by row (Beaver, with one mask for all uses).
+
+    `opened` is set to the sum of what all holders gave by `mask` before the first use.
+    """
+
+    def __init__(self, dealt: Dealt, holders: Sequence[str], mask: Elements) -> None:
+        self._dealt, self._mask = dealt, mask
+        self._first, self._last = dealt.channel.me == holders[0], dealt.channel.me == holders[-1]
+        self.opened = mask[:0]
+        self._y = self._z = mask[:0]
+
+    def mask(self, share: Elements) -> Elements:
+        """This party's part of the masked weights, to be opened to all holders."""
+        return share - self._mask
+
+    def begin(self, share: Elements) -> Elements:
+        """This party's part of the masked numbers (rows, count), to be opened to all holders."""
+        self._y = self._dealt.stream.draw(*share.shape)
+        if not self._last:
+            self._z = self._dealt.stream.draw(*share.shape)
+        return share - self._y
+
+    def share(self, opened: Elements, start: int) -> Elements:
+        """This party's share of weights[start:] times the numbers."""
+        stop = start + len(opened)
+        d, w = self.opened[start:stop, None], self._mask[start:stop, None]
+        z = self._dealt.explicit(*opened.shape) if self._last else self._z
+        part = z + d * self._y + opened * w
+        return part + d * opened if self._first else part
