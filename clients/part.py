@@ -89,9 +89,13 @@ def bind(config: NodeConfig, view: Any, own: dict[str, Any], *, begun: bool) -> 
         if config.party not in job.train.receivers:
             raise BadMessage("the job does not name this party")
         return job, None
+    own = dict(own)
+    if (test_ids := own.pop("test_ids", None)) is not None:
+        job = replace(job, evaluate=replace(job.evaluate, test_ids=str(test_ids)))
     if config.policy is not None:
         return job, config.policy.fill(job.party(config.party), own, job)
-    return job, Party(**{**own, "id": tuple(own.get("id", ())), "name": config.party})
+    lists = {key: tuple(own.get(key, ())) for key in ("id", "columns", "categorical")}
+    return job, Party(**{**own, **lists, "name": config.party})
 
 
 def _with_files(config: NodeConfig, job: Job, own: dict[str, Any]) -> tuple[Job, dict[str, Any]]:

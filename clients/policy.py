@@ -16,9 +16,10 @@ from fl_core.job import Job, Party
 if TYPE_CHECKING:
     from clients.sql_source import SqlSource
 
-KINDS = ("horizontal", "psi")
+KINDS = ("horizontal", "vertical", "psi")
 EVERY = "*"
-_TOLD = {"data": str, "label": str, "id": list}  # what a coordinator may say of a party's part of the job
+#: What a coordinator may say of a party's part of the job.
+_TOLD = {"data": str, "label": str, "id": list, "columns": list, "categorical": list}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +71,8 @@ class Policy:
             data=told.get("data"),
             label=told.get("label"),
             id=ids,
+            columns=tuple(map(str, told.get("columns", ()))),
+            categorical=tuple(map(str, told.get("categorical", ()))),
             max_epsilon=limit,
             psi_protocol=self.psi_protocol,
         )

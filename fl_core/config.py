@@ -124,7 +124,7 @@ def _with_parties(job: Job) -> Job:
     """An experiment's parties get names; real ones must name their data."""
     if job.dataset is None:
         if not job.parties:
-            allowed = "[[party]] tables, or a [dataset]" if job.kind == "horizontal" else "[[party]] tables"
+            allowed = "[[party]] tables, or a [dataset]" if "dataset" in TABLES[job.kind] else "[[party]] tables"
             raise JobFileError("party", "no parties", allowed=allowed)
         needed = ("data", "label") if job.kind == "horizontal" else ("data", "id")
         for i, p in enumerate(job.parties):
@@ -141,8 +141,13 @@ def _with_parties(job: Job) -> Job:
             if p.data is not None:
                 raise JobFileError(f"party[{i}].data", "goes with real parties, not with [dataset]")
     else:
-        parties = tuple(Party(name=f"party_{i + 1}") for i in range(count or 4))
-    return dataclasses.replace(job, parties=parties, dataset=dataclasses.replace(job.dataset, parties=len(parties)))
+        parties = tuple(Party(name=f"party_{i + 1}") for i in range(count or (2 if job.kind == "vertical" else 4)))
+    partition = job.dataset.partition or ("columns" if job.kind == "vertical" else "iid")
+    if (partition == "columns") != (job.kind == "vertical"):
+        allowed = "columns" if job.kind == "vertical" else "iid | dirichlet"
+        raise JobFileError("dataset.partition", f"{partition!r} in a {job.kind} job", allowed=allowed)
+    dataset = dataclasses.replace(job.dataset, parties=len(parties), partition=partition)
+    return dataclasses.replace(job, parties=parties, dataset=dataset)
 
 
 def _known(key: str, name: str, known: tuple[str, ...]) -> None:
@@ -169,7 +174,7 @@ def _check_shared(job: Job) -> Job:
         if name in seen:
             raise JobFileError(f"party[{i}].name", f"{name!r} is there twice", allowed="names that differ")
         seen.add(name)
-    {"horizontal": _check_horizontal, "psi": _check_psi}[job.kind](job)
+    {"horizontal": _check_horizontal, "vertical": _check_vertical, "psi": _check_psi}[job.kind](job)
     return job
 
 
@@ -186,8 +191,65 @@ def _check_psi(job: Job) -> None:
         )
 
 
+def _check_vertical(job: Job) -> None:
+    names, vertical, union = [p.name for p in job.parties], job.vertical, job.psi.output == "union"
+    if job.dataset is not None:
+        _known("dataset.name", job.dataset.name, DATASETS)
+    if len(names) < 2:
+        raise JobFileError("party", f"{len(names)} party", allowed="two or more")
+    labelled = [i for i, p in enumerate(job.parties) if p.label is not None]
+    if len(labelled) > 1:
+        problem = f"{job.parties[labelled[1]].label!r}: party {names[labelled[0]]} has a label already"
+        raise JobFileError(f"party[{labelled[1]}].label", problem, allowed="a label at one party")
+    if job.active not in names or (labelled and names[labelled[0]] != job.active):
+        key = "vertical.active" if vertical.active else "party"
+        problem = f"{vertical.active!r} is not the party with the label" if vertical.active else "no party has a label"
+        raise JobFileError(key, problem, allowed="label = COLUMN at one of " + ", ".join(names))
+    if job.psi.receivers or job.psi.output == "cardinality":
+        key = "receivers" if job.psi.receivers else "output"
+        raise JobFileError(f"psi.{key}", "all parties of a vertical job are aligned", allowed="receivers | union")
+    if union and (vertical.algorithm == "split-nn" or vertical.protocol != "shared" or len(names) > 2):
+        raise JobFileError(
+            "psi.output",
+            f"'union' with {vertical.algorithm}, protocol {vertical.protocol!r} and {len(names)} parties",
+            allowed="logistic or gbdt, protocol shared, two parties",
+        )
+    if union and vertical.algorithm == "logistic" and vertical.mode == "open":
+        raise JobFileError("vertical.mode", "'open' over a union: zeros would show who is absent", allowed="strict")
+    if union and vertical.encoding == "woe":
+        raise JobFileError("vertical.encoding", "'woe' over a union", allowed="one-hot")
+    _check_algorithm(job)
+
+
+def _check_algorithm(job: Job) -> None:
+    """What the keys of one algorithm ask of each other."""
+    vertical = job.vertical
+    if vertical.protocol == "ckks" and vertical.algorithm != "logistic":
+        raise JobFileError("vertical.protocol", f"'ckks' with {vertical.algorithm}", allowed="shared, or logistic")
+    if vertical.mode != "auto" and (vertical.algorithm != "logistic" or vertical.protocol != "shared"):
+        raise JobFileError("vertical.mode", f"{vertical.mode!r}", allowed="only with logistic and protocol shared")
+    if vertical.objective == "regression" and vertical.algorithm == "logistic":
+        raise JobFileError("vertical.objective", "'regression' with logistic", allowed="gbdt, split-nn")
+    if vertical.encoding == "woe" and (vertical.algorithm != "logistic" or vertical.bins is None):
+        raise JobFileError("vertical.encoding", "'woe'", allowed="logistic with bins")
+    if vertical.encoding == "woe" and vertical.protocol != "shared":
+        raise JobFileError("vertical.encoding", "'woe' with protocol 'ckks'", allowed="protocol shared")
+    mechanism = job.privacy.mechanism
+    if mechanism not in ("none", "cut-layer"):
+        raise JobFileError("privacy.mechanism", f"{mechanism!r} in a vertical job", allowed="cut-layer | none")
+    if mechanism == "cut-layer" and vertical.algorithm != "split-nn":
+        raise JobFileError("privacy.mechanism", f"'cut-layer' with {vertical.algorithm}", allowed="split-nn")
+    if job.psi.output == "union" and vertical.objective == "regression":
+        raise JobFileError("vertical.objective", "'regression' over a union", allowed="binary | multiclass")
+
+
 def _check_horizontal(job: Job) -> None:
     names = [p.name for p in job.parties]
+    if job.privacy.mechanism == "cut-layer":
+        allowed = "dp-sgd | client-dp | none"
+        raise JobFileError("privacy.mechanism", "'cut-layer' in a horizontal job", allowed=allowed)
+    if job.evaluate.test_ids is not None:
+        raise JobFileError("evaluate.test_ids", "in a horizontal job", allowed="vertical jobs; test_fraction")
     _known("model.name", job.model.name, MODELS)
     if job.dataset is not None:
         _known("dataset.name", job.dataset.name, DATASETS)
@@ -220,7 +282,8 @@ def _check_files(job: Job) -> None:
         if is_url(party.data) != (party.query is not None):
             raise JobFileError(f"party[{i}].query", "goes with a URL as data, and with nothing else", allowed="both")
     data = [(f"party[{i}].data", p.data) for i, p in enumerate(job.parties) if not is_url(p.data)]
-    for key, path in [("model.init", job.model.init), *data]:
+    test_ids = ("evaluate.test_ids", job.evaluate.test_ids)
+    for key, path in [("model.init", job.model.init), test_ids, *data]:
         if path is not None and not (job.base / path).is_file():
             raise JobFileError(key, f"no file {job.base / path}", allowed="a file, relative to the job file")
 
@@ -240,5 +303,8 @@ def _check_deployment(job: Job) -> None:
         for key in ("max_epsilon", "query"):
             if getattr(party, key) is not None:
                 raise JobFileError(f"party[{i}].{key}", "is set at the party's node", allowed="nothing in a deployment")
+    if job.evaluate.test_ids is not None and not NAME.fullmatch(job.evaluate.test_ids):
+        allowed = "the name under which the active party's node bound the ids"
+        raise JobFileError("evaluate.test_ids", f"{job.evaluate.test_ids!r} in a deployment", allowed=allowed)
     if job.model.init is not None:
         raise JobFileError("model.init", "a file that the nodes do not have", allowed="nothing in a deployment")

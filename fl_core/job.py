@@ -17,12 +17,14 @@ from typing import Any
 from fl_core.errors import JobFileError
 from fl_core.schema import plain, setting
 
-KINDS = ("horizontal", "psi")
+KINDS = ("horizontal", "vertical", "psi")
 #: The tables that a kind of job reads, beside the parties; another one in its file is an error.
 TABLES = {
     "horizontal": ("dataset", "model", "train", "encryption", "privacy", "evaluate"),
+    "vertical": ("dataset", "psi", "vertical", "privacy", "evaluate", "session"),
     "psi": ("psi", "session"),
 }
+GIVEN = "given"  # stands for a file that one party alone reads
 MODELS = ("logistic", "mlp", "cnn")
 DATASETS = ("digits", "breast_cancer", "mnist10k", "pneumoniamnist")
 RUNTIMES = ("local", "simulation", "deployment")
@@ -38,6 +40,8 @@ class Party:
     query: str | None = setting(None, doc="with a URL: the SELECT that gives the rows")
     id: tuple[str, ...] = setting((), doc="column or columns that name a row; not used as features")
     label: str | None = setting(None, doc="the column to learn")
+    columns: tuple[str, ...] = setting((), doc="the columns to use; default: all but ids and label")
+    categorical: tuple[str, ...] = setting((), doc="columns of numbers that are categories, such as codes")
     max_epsilon: float | None = setting(None, above=0.0, doc="the owner's own limit for this dataset over all jobs")
     key: str | None = setting(None, doc="pins the party's card: its fingerprint, 64 hex characters")
     psi_protocol: str = setting("any", choices=("any", "ecdh"), doc="the owner's demand on psi jobs")
@@ -49,7 +53,7 @@ class Dataset:
 
     name: str = setting(doc='digits, breast_cancer, mnist10k, pneumoniamnist or "package.module:function"')
     parties: int | None = setting(None, low=1, high=10_000)
-    partition: str = setting("iid", choices=("iid", "dirichlet"))
+    partition: str | None = setting(None, choices=("iid", "dirichlet", "columns"), doc="rows (iid), or columns")
     alpha: float = setting(0.5, above=0.0, doc="dirichlet: small is uneven")
 
 
@@ -99,21 +103,23 @@ class Encryption:
 
 @dataclasses.dataclass(frozen=True)
 class Privacy:
-    """What the model may tell about a row (dp-sgd) or about a party's update (client-dp)."""
+    """What the model may tell about a row (dp-sgd), about a party's update (client-dp), or what a split network's
+    embeddings may tell about a passive party's row (cut-layer)."""
 
-    mechanism: str = setting("none", choices=("dp-sgd", "client-dp", "none"))
+    mechanism: str = setting("none", choices=("dp-sgd", "client-dp", "cut-layer", "none"))
     target_epsilon: float = setting(3.0, above=0.0)
     target_delta: float = setting(1e-5, above=0.0, high=0.1)
     max_grad_norm: float = setting(1.0, above=0.0, doc="dp-sgd: L2 bound of one sample's gradient")
-    clipping_norm: float = setting(1.0, above=0.0, doc="client-dp: L2 bound of one party's update")
+    clipping_norm: float = setting(1.0, above=0.0, doc="L2 bound of a party's update, or of an embedding")
     noise: str = setting("os", choices=("os", "seeded"), doc="seeded: repeatable, protects nothing")
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Which rows are held out at each party."""
+    """Which rows are held out: at each party, or of a vertical job's common rows."""
 
     test_fraction: float = setting(0.2, low=0.0, high=0.9)
+    test_ids: str | None = setting(None, doc="vertical: a file of the active party with the ids to hold out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +133,49 @@ class Psi:
         "error", choices=("error", "first"), doc="first: rows with an id seen before are left out"
     )
     pad_to: int | None = setting(None, low=1, high=1 << 26, doc="hides set sizes below this bound")
+
+
+@dataclasses.dataclass(frozen=True)
+class Vertical:
+    """What parties with different columns of the same rows train together; unset keys depend on the algorithm."""
+
+    algorithm: str = setting("gbdt", choices=("logistic", "gbdt", "split-nn"))
+    protocol: str = setting("shared", choices=("shared", "ckks"), doc="ckks: logistic only, no dealer")
+    mode: str = setting("auto", choices=("auto", "open", "strict"), doc="logistic: who may see training logits")
+    active: str | None = setting(None, doc="the party with the label; default: the one that has one")
+    objective: str = setting("auto", choices=("auto", "binary", "multiclass", "regression"))
+    epochs: int | None = setting(None, low=1, high=100_000)
+    batch_size: int | None = setting(None, low=1)
+    learning_rate: float | None = setting(None, above=0.0)
+    momentum: float = setting(0.9, low=0.0, high=0.999)
+    l2: float | None = setting(None, low=0.0)
+    class_weight: str = setting("none", choices=("none", "balanced"))
+    early_stopping: int = setting(0, low=0, doc="epochs or trees without improvement; 0: never")
+    categories: str = setting("auto", choices=("auto", "one-hot", "ordinal"))
+    min_frequency: int = setting(50, low=1, doc="rarer categories are one")
+    bins: int | None = setting(None, low=2, high=255, doc="gbdt: 32; logistic: standardised columns without it")
+    encoding: str = setting("one-hot", choices=("one-hot", "woe"), doc="logistic on bins")
+    trees: int = setting(30, low=1, high=10_000)
+    depth: int = setting(3, low=1, high=8)
+    subsample: float = setting(1.0, above=0.0, high=1.0)
+    min_child_weight: float = setting(1.0, low=0.0)
+    min_rows_open: int = setting(50, low=1, doc="no histogram of fewer rows is opened")
+    optimizer: str = setting("adam", choices=("adam", "sgd"), doc="split-nn")
+    hidden: tuple[int, ...] = setting((64,), low=1, doc="split-nn: of a bottom model for tables")
+    embedding: int = setting(64, low=1, high=4096)
+    top_hidden: tuple[int, ...] = setting((64,), low=1)
+    gradient: str = setting("none", choices=("none", "max-norm", "marvell"), doc="split-nn: of what is sent back")
+
+    @property
+    def strict(self) -> bool:
+        """Whether a logistic regression hides its logits: as said, or where columns are binned one-hot."""
+        binned = self.bins is not None and self.encoding == "one-hot"
+        return self.mode == "strict" or (self.mode == "auto" and binned and self.protocol == "shared")
+
+    @property
+    def deals(self) -> bool:
+        """Whether the coordinator deals randomness."""
+        return self.protocol == "shared" and self.algorithm != "split-nn"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +202,7 @@ class Job:
     privacy: Privacy = setting(Privacy())
     evaluate: Evaluate = setting(Evaluate())
     psi: Psi = setting(Psi())
+    vertical: Vertical = setting(Vertical())
     session: Session = setting(Session())
     base: Path = dataclasses.field(default=Path(), metadata={"key": "\0base"})
 
@@ -164,6 +214,10 @@ class Job:
         view["party"] = [{"name": p.name} | ({"key": p.key} if p.key else {}) for p in self.parties]
         if self.model.init:
             view["model"]["init"] = file_digest(self.base / self.model.init)
+        if self.kind == "vertical":
+            view["vertical"]["active"] = self.active
+            if self.evaluate.test_ids:
+                view["evaluate"]["test_ids"] = GIVEN
         return dict(view)
 
     def table(self) -> dict[str, Any]:
@@ -185,7 +239,15 @@ class Job:
         if any(p.name == name for p in self.parties):
             party = self.party(name)
             own = {k: v for k, v in dataclasses.asdict(party).items() if k != "name" and v not in (None, (), "any")}
+        if self.evaluate.test_ids and self.kind == "vertical" and name == self.active:
+            own["test_ids"] = self.evaluate.test_ids
         return own | ({"init": self.model.init} if self.model.init else {})
+
+    @property
+    def active(self) -> str:
+        """The party of a vertical job that has the labels; empty where no party has."""
+        named = (p.name for p in self.parties if p.label is not None)
+        return self.vertical.active or next(named, self.parties[0].name if self.dataset and self.parties else "")
 
     @property
     def min_parties(self) -> int:
@@ -212,6 +274,8 @@ class Job:
         """Every choice of this job that takes protection away, in words for the summary and the ledger."""
         if self.kind == "psi":
             return _unsafe_psi(self)
+        if self.kind == "vertical":
+            return _unsafe_vertical(self)
         said = []
         if self.encryption.scheme == "none":
             said.append("encryption is off: the coordinator sees every party's update")
@@ -234,6 +298,20 @@ def _unsafe_psi(job: Job) -> list[str]:
     if job.psi.output == "receivers" and set(job.psi.receivers or everybody) == everybody:
         return ["every party learns which of its ids the others have"]
     return []
+
+
+def _unsafe_vertical(job: Job) -> list[str]:
+    said, vertical = [], job.vertical
+    if vertical.algorithm == "logistic" and vertical.bins and vertical.encoding == "one-hot" and not vertical.strict:
+        said.append("open logits on bins: rows of equal logits show the active party rows of equal bins")
+    if vertical.algorithm == "gbdt" and vertical.min_rows_open < 10:
+        said.append(f"histograms of {vertical.min_rows_open} rows are opened: single rows show in them")
+    if vertical.algorithm == "split-nn":
+        if job.privacy.mechanism == "none":
+            said.append("embeddings without noise: what they carry of a passive party's rows is not bounded")
+        if vertical.gradient == "none":
+            said.append("gradients without protection: their norms give labels away to passive parties")
+    return said
 
 
 def public_digest(view: Mapping[str, Any]) -> str:

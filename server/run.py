@@ -388,7 +388,7 @@ class Running:
 def told_to(job: Job) -> dict[str, bytes]:
     """Each party's part of the job, for its node alone."""
     parts = {p.name: job.own_part(p.name).items() for p in job.parties}
-    return {n: canonical.encode({k: list(v) if k == "id" else v for k, v in p if k != "key"}) for n, p in parts.items()}
+    return {n: canonical.encode({k: list(v) if isinstance(v, tuple) else v for k, v in p if k != "key"}) for n, p in parts.items()}
 
 
 def _is_interrupt(error: BaseException) -> bool:

@@ -26,10 +26,15 @@ class Peer:
     unsaid_pieces: int = 0
     turn: threading.Lock = field(default_factory=threading.Lock)  # of those who send to it
     left: bool = False  # its stream is over
+    first: bytes | None = None  # the first piece of its next message, opened to see what it is
 
     def is_met(self) -> bool:
         """Whether the peer has shown its session key."""
         return self.keys is not None
+
+    def has_news(self) -> bool:
+        """Whether something of it is unread."""
+        return self.first is not None or bool(self.inbox.held)
 
     def is_done(self) -> bool:
         """Whether the peer has read everything up to this party's `BYE`, or reads no more."""

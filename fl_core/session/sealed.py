@@ -86,8 +86,9 @@ class SealedChannel(Channel):
             end = time.monotonic() + timeout
             while True:
                 self._raise_failure(self.step)
+                self._take_reports()
                 for peer, state in self._peers.items():
-                    if state.inbox.held:
+                    if state.has_news():
                         return peer
                 if (left := end - time.monotonic()) <= 0:
                     return None
@@ -97,7 +98,7 @@ class SealedChannel(Channel):
     def talking(self) -> list[str]:
         """Peers that have not ended their part, or of which something is unread."""
         with self._lock:
-            return [peer for peer, state in self._peers.items() if not state.inbox.ended or state.inbox.held]
+            return [peer for peer, state in self._peers.items() if not state.inbox.ended or state.has_news()]
 
     def _send(self, to: str, parts: Sequence[memoryview], step: str) -> None:
         if len(step) > MAX_STEP:
@@ -159,9 +160,16 @@ class SealedChannel(Channel):
         """The next piece of a peer, opened."""
         state = self._peers[source]
         with self._lock:
-            self._wait(lambda: bool(state.inbox.held), source, step, timeout, reading=True)
+            self._wait(state.has_news, source, step, timeout, reading=True)
+            if state.first is not None:
+                piece, state.first = state.first, None
+                return piece
             number, sealed = state.inbox.take()
-            keys = state.keys
+        return self._open(source, step, number, sealed)
+
+    def _open(self, source: str, step: str, number: int, sealed: bytes) -> bytes:
+        state = self._peers[source]
+        keys = state.keys
         assert keys is not None
         self._transcripts[source].add(source, sealed[-TAG_BYTES:])
         try:
@@ -176,11 +184,26 @@ class SealedChannel(Channel):
                 self._acknowledge(source)
         return piece
 
+    def _take_reports(self) -> None:
+        """Hand over the reports of all peers, while the program waits for one of them; with the lock held."""
+        if self.on_report is None:
+            return
+        for peer, state in self._peers.items():
+            while state.has_news():
+                if state.first is None:
+                    state.first = self._open(peer, self.step, *state.inbox.take())
+                if not _is_report(state.first):
+                    break
+                _, message = self._message(peer, REPORT, MAX_REPORT, self.timeout)
+                self.on_report(peer, bytes(message))
+
     def _wait(self, ready: Callable[[], bool], peer: str, step: str, timeout: float, *, reading: bool = False) -> None:
         """Wait with the lock held; what came before a peer left still counts."""
         state, end = self._peers[peer], time.monotonic() + timeout
         while not ready():
             self._raise_failure(step)
+            if reading:
+                self._take_reports()
             if reading and state.inbox.ended:
                 raise PeerLost(peer, step, "it had ended its part")
             if (left := end - time.monotonic()) <= 0:
@@ -380,6 +403,15 @@ class SealedChannel(Channel):
         body = state.keys.send_control.seal(Frame.CONTROL, number, control.SerializeToString())
         state.controls.append(Frame(sender=self.me, to=peer, kind=Frame.CONTROL, number=number, body=body))
         self._work.notify_all()
+
+
+def _is_report(first: bytes) -> bool:
+    """Whether a message that begins like this is a report that is all here."""
+    if len(first) < 1 + HEAD.size or first[:1] != START:
+        return False
+    length, total = HEAD.unpack_from(first, 1)
+    body = len(first) - 1 - HEAD.size - length
+    return first[1 + HEAD.size :][:length] == REPORT.encode() and body == total
 
 
 def _kind(number: int) -> Frame.Kind:
