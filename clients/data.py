@@ -127,7 +127,7 @@ def load_party_data(job: Job, party: Party, policy: Policy | None = None) -> Par
 def _part_of_dataset(job: Job, dataset: Dataset, index: int) -> PartyData:
     raw = datasets.load(dataset.name)
     count = len(job.parties)
-    parts = split_rows(raw.y_train, count, partition=dataset.partition, alpha=dataset.alpha, seed=job.seed)
+    parts = split_rows(raw.y_train, count, partition=dataset.partition or "iid", alpha=dataset.alpha, seed=job.seed)
     x, y = raw.x_train[parts[index]], raw.y_train[parts[index]]
     if raw.x_test is None or raw.y_test is None:
         return _split(

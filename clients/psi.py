@@ -85,7 +85,7 @@ class PsiProgram(Program):
         part = path.with_suffix(".part")
         with part.open("wb") as file:
             os.chmod(part, 0o600)
-            _write_csv(table.take(pa.array(rows, mask=rows < 0)), file)
+            write_csv(table.take(pa.array(rows, mask=rows < 0)), file)
         part.replace(path)
         return path
 
@@ -108,8 +108,8 @@ def load_ids(job: Job, party: Party, policy: Policy | None) -> tuple[pa.Table, I
     return table, hash_ids(table.columns, party.id, where=where, duplicates=duplicates)
 
 
-def _write_csv(table: pa.Table, file: BinaryIO) -> None:
-    """With quotes where something needs them, and only then."""
+def write_csv(table: pa.Table, file: BinaryIO) -> None:
+    """A table as csv, with quotes where something needs them, and only then."""
     import pyarrow as pa
     from pyarrow import compute, csv
 

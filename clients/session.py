@@ -207,8 +207,12 @@ def _report(channel: SealedChannel, table: dict[str, Any]) -> None:
 
 def make_program(attendance: Attendance) -> Program:
     """The program of the job's kind; what it needs is imported when it is met."""
-    from clients.psi import PsiProgram
-
     home, party = attendance.home, attendance.party
     assert party is not None
+    if attendance.job.kind == "vertical":
+        from clients.vertical import VerticalProgram
+
+        return VerticalProgram(home, attendance.job, party)
+    from clients.psi import PsiProgram
+
     return PsiProgram(home, attendance.job, party)

@@ -164,7 +164,7 @@ class Vertical:
     hidden: tuple[int, ...] = setting((64,), low=1, doc="split-nn: of a bottom model for tables")
     embedding: int = setting(64, low=1, high=4096)
     top_hidden: tuple[int, ...] = setting((64,), low=1)
-    gradient: str = setting("none", choices=("none", "max-norm", "marvell"), doc="split-nn: of what is sent back")
+    gradient: str = setting("max-norm", choices=("none", "max-norm", "marvell"), doc="split-nn: of what is sent back")
 
     @property
     def strict(self) -> bool:

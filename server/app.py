@@ -13,11 +13,12 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fl_core.errors import FedsealError, JobFailed
+from fl_core.job import Job
 from strategies.ceremony import abandon
 from strategies.coordination import Coordination
 from strategies.dispatch import Dispatcher
 from strategies.rounds import Outcome, Rounds
-from strategies.sessions import SessionRun
+from strategies.sessions import Part, SessionRun
 
 app = ServerApp()
 _runs: dict[str, Coordination] = {}
@@ -42,12 +43,22 @@ def main(grid: Grid, context: Context) -> None:
 def _run(dispatcher: Dispatcher, co: Coordination) -> Outcome:
     if co.job.kind == "horizontal":
         return Rounds(dispatcher, co).run()
+    return SessionRun(dispatcher, co, part=_part(co.job)).run()
+
+
+def _part(job: Job) -> Part | None:
+    """The coordinator's own part in a session, where the kind of job gives it one."""
+    if job.kind == "vertical":
+        from fl_core.protocols.vertical import plan as vertical
+        from fl_core.protocols.vertical.program import coordinate
+
+        learning = vertical.plan_of(job)
+        return (lambda channel: coordinate(channel, learning)) if learning.coordinator is not None else None
     from fl_core.protocols.psi.jobs import plan_of
     from fl_core.protocols.psi.program import compare
 
-    plan = plan_of(co.job)
-    part = (lambda channel: compare(channel, plan)) if plan.comparer is not None else None
-    return SessionRun(dispatcher, co, part=part).run()
+    plan = plan_of(job)
+    return (lambda channel: compare(channel, plan)) if plan.comparer is not None else None
 
 
 @contextmanager

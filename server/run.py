@@ -332,6 +332,10 @@ class Running:
         parties = [p.name for p in self.job.parties]
         if self.job.kind == "horizontal":
             return [("model", name, "model.pt") for name in [*parties, *self.job.train.receivers]]
+        if self.job.kind == "vertical":
+            models = [("model", name, "model") for name in parties]
+            union = self.job.psi.output == "union"
+            return models if union else [*models, ("predictions", self.job.active, "predictions.csv")]
         if self.job.psi.output == "cardinality":
             return []
         name = {"receivers": "intersection", "union": "union"}[self.job.psi.output]
@@ -388,7 +392,8 @@ class Running:
 def told_to(job: Job) -> dict[str, bytes]:
     """Each party's part of the job, for its node alone."""
     parts = {p.name: job.own_part(p.name).items() for p in job.parties}
-    return {n: canonical.encode({k: list(v) if isinstance(v, tuple) else v for k, v in p if k != "key"}) for n, p in parts.items()}
+    told = {n: {k: list(v) if isinstance(v, tuple) else v for k, v in p if k != "key"} for n, p in parts.items()}
+    return {n: canonical.encode(part) for n, part in told.items()}
 
 
 def _is_interrupt(error: BaseException) -> bool:

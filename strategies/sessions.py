@@ -161,6 +161,8 @@ class SessionRun:
         if (statement.run, statement.log, statement.kind) != (self.co.run, self.co.ledger.log, "metrics"):
             raise BadMessage(f"a record of party {party} for another run")
         number = messages.field(statement.body, "round", int)
+        if number in self.log.history.recorded:  # told again by a session that goes on
+            return
         told = self._rounds.setdefault(number, {})
         if party in told or not isinstance(statement.body.get("metrics"), dict):
             raise BadMessage(f"a second record of party {party} for round {number}, or one without metrics")
