@@ -263,6 +263,11 @@ class Job:
         return "session" in TABLES[self.kind]
 
     @property
+    def needs_torch(self) -> bool:
+        """Whether its parties train networks; others do not wait for torch."""
+        return not self.is_session or (self.kind == "vertical" and self.vertical.algorithm == "split-nn")
+
+    @property
     def standardize(self) -> bool:
         """Whether parties first agree on the pooled mean and deviation of each feature."""
         if self.train.standardize == "auto":

@@ -157,7 +157,7 @@ class Running:
         with ExitStack() as stack:
             mlflow = self._mlflow()
             deliver_leftovers(self.home.runs)
-            runtimes.warm_up(self.job.runtime, self.job.kind)
+            runtimes.warm_up(self.job)
             try:
                 identity = Identity.load_or_create(self.home.coordinator, COORDINATOR)
                 self.ledger = ledger = stack.enter_context(Ledger.open(self.home.ledger, identity))

@@ -37,6 +37,7 @@ from strategies.witnessed import Collected, Witnessed
 PARTING = 10.0  # seconds for the parties' answers once the session is over for a bad reason
 LOOK = 0.2
 FOLLOWING = ("lost", "timeout")  # codes of a party that suffers from another one's failure
+ADDED = ("bytes", "seconds")  # metrics of a round that a session adds up
 Part = Callable[[SealedChannel], None]
 
 
@@ -58,6 +59,7 @@ class SessionRun:
         self.cards: dict[str, Card] = {**self.ceremony.roster.cards, COORDINATOR: co.identity.card}
         self._rounds: dict[int, dict[str, Statement]] = {}
         self.metrics: dict[str, float] = {}
+        self._totals: dict[str, float] = {}
 
     def run(self) -> Outcome:
         """One session, its statements on the ledger, co-signed."""
@@ -171,7 +173,9 @@ class SessionRun:
             return
         self.log.commit([told[name] for name in self.parties])
         record = RoundRecord(self.co.run, number, _pool(told), tuple(self.parties))
-        self.metrics = record.values()
+        for name in ADDED:
+            self._totals[name] = self._totals.get(name, 0.0) + float(record.metrics.get(name, 0.0))
+        self.metrics = record.values() | self._totals
         self.co.recorder.record(record)
         self.co.progress(Event("record", number, dict(record.metrics)))
 

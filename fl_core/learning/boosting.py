@@ -137,10 +137,7 @@ class Objective:
     @property
     def bounds(self) -> tuple[float, float]:
         """What |g| and h of a row do not exceed."""
-        if self.name == "regression":
-            return MAX_REGRESSION_GRADIENT, 1.0
-        heaviest = float(self.weight.max())
-        return heaviest, heaviest / 4
+        return gradient_bounds(self.name, [float(self.weight.max())])
 
     def base(self, train: Rows) -> Floats:
         """(outputs,) score before the first tree."""
@@ -202,6 +199,14 @@ class Objective:
         return {"accuracy": figures.accuracy(y, scores.argmax(axis=1))}
 
 
+def gradient_bounds(objective: str, class_weight: Sequence[float]) -> tuple[float, float]:
+    """What |g| and h of a row do not exceed with these class weights."""
+    if objective == "regression":
+        return MAX_REGRESSION_GRADIENT, 1.0
+    heaviest = max([*class_weight], default=1.0)
+    return heaviest, heaviest / 4
+
+
 def _classes(name: str, outputs: int, labels: Floats, used: Rows, classes: int, weights: Sequence[float]) -> Objective:
     if not np.isin(labels[used], np.arange(classes)).all():
         raise DataError("label", "a value that is no class", allowed=f"whole numbers 0 to {classes - 1}")
@@ -250,22 +255,26 @@ class PlainHistograms:
                 self._parts.append((column, one, 1))
                 j += 1
 
-    def sums(self, rows: Rows | None, g: Floats, h: Floats) -> Floats:
-        """(K, 3): sums of g and of h, and counts, for each candidate in the order of `candidate_cuts`.
+    def sums(self, rows: Rows | None, *weights: Floats | None) -> Floats:
+        """Sums of each weight over the rows left of each candidate, in the order of `candidate_cuts`.
 
         Parameters
         ----------
-        rows : which rows; None for all. g, h : of these rows.
+        rows : which rows; None for all. weights : (rows,) of these rows; None to count them.
+
+        Returns
+        -------
+        (K, number of weights) float64; exact for whole numbers whose sums stay under 2^53.
         """
         made = []
         for column, one, two in self._parts:
             at = (column if rows is None else column[rows]).astype(np.intp)
-            table = np.stack([np.bincount(at, weights=v, minlength=one * two) for v in (g, h, None)], axis=1)
-            table = table.reshape(one, two, 3)
+            table = np.stack([np.bincount(at, weights=w, minlength=one * two) for w in weights], axis=1)
+            table = table.reshape(one, two, len(weights)).astype(np.float64)
             made.append(table.sum(axis=1).cumsum(axis=0)[:-1])
             if two > 1:
                 made.append(table.sum(axis=0).cumsum(axis=0)[:-1])
-        return np.concatenate([*made, np.empty((0, 3))])
+        return np.concatenate([*made, np.empty((0, len(weights)))])
 
 
 def best_gain(

@@ -81,7 +81,7 @@ def _run(job: Path, changes: list[str], **options: Any) -> dict[str, Any]:
     read = load_job(job, changes)  # a bad job file starts nothing
     runtimes.require(read.runtime)
     try:
-        runtimes.warm_up(read.runtime, read.kind)
+        runtimes.warm_up(read)
         from server.run import run_job
 
         return run_job(job, changes, **options)

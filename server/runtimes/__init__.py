@@ -23,12 +23,12 @@ def require(runtime: str) -> None:
         raise UsageError("runtime 'simulation' needs the extra: pip install 'fedseal[simulation]'")
 
 
-def warm_up(runtime: str, kind: str) -> None:
+def warm_up(job: Job) -> None:
     """Start what takes long, without waiting for it."""
-    if runtime == "local":
+    if job.runtime == "local":
         from server.runtimes import warm
 
-        warm.warm_up(kind)
+        warm.warm_up(torch=job.needs_torch)
 
 
 @contextmanager

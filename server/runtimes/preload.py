@@ -1,4 +1,4 @@
-"""What the fork server imports once for training, so that a worker starts in milliseconds and shares the pages."""
+"""What the fork server imports once for networks, so that a worker starts in milliseconds and shares the pages."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ MODULES = (
     "clients.app",
     "clients.session",
     "clients.psi",
+    "clients.vertical",
     "server.runtimes.wire",
     "pyarrow.csv",
     "pyarrow.compute",

@@ -12,15 +12,12 @@ from typing import Any
 
 from server import environment
 
-PRELOADS = {"horizontal": "server.runtimes.preload"}
-
-
-def warm_up(kind: str = "horizontal") -> None:
+def warm_up(*, torch: bool = True) -> None:
     """Start the fork server and its imports, without waiting for them; once it runs, nothing happens."""
     environment.prepare()
     context = multiprocessing.get_context("forkserver")
     with on_its_own():
-        context.set_forkserver_preload([PRELOADS.get(kind, "server.runtimes.preload_session")])
+        context.set_forkserver_preload([f"server.runtimes.{'preload' if torch else 'preload_session'}"])
         forkserver.ensure_running()
 
 

@@ -24,7 +24,7 @@ operations needs goes to each party in one message.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -124,10 +124,13 @@ class Dealer:
     Parameters
     ----------
     active : orders scripts. parties : all who take part, the active one among them.
+    more : other operations by name, for a coordinator that does more than deal; each is given the operation.
     """
 
-    def __init__(self, channel: Channel, active: str, parties: Sequence[str]) -> None:
-        self._channel, self._active = channel, active
+    def __init__(
+        self, channel: Channel, active: str, parties: Sequence[str], more: Mapping[str, Callable[[Op], None]] | None = None
+    ) -> None:  # fmt: skip
+        self._channel, self._active, self._more = channel, active, dict(more or {})
         self._own = Stream(ring.new_key())
         self._streams: dict[str, Stream] = {}
         self._matrices: list[tuple[str, Mask]] = []
@@ -173,6 +176,8 @@ class Dealer:
                 self._scale(op)
             case "dot":
                 self._dot(op)
+            case name if name in self._more:
+                self._more[name](op)
             case _:
                 raise ValueError(op["op"])
 

@@ -130,7 +130,10 @@ class OwnMatrix:
     def shares(self, masked: Sequence[Elements], sets: Sequence[NDArray[np.int64]]) -> list[Elements]:
         """This party's shares of histograms, one for each row set."""
         parts = ring.rows_products_t(self._mask, sets, masked)
-        return [part + self._dealt.stream.draw(*part.shape, dtype=part.dtype) for part in parts]
+        if not self._begun:
+            for rows, vectors in zip(sets, masked, strict=True):
+                self.begin(rows, vectors.shape[1], transposed=True)
+        return [part + self._begun.popleft() for part in parts]
 
 
 class PeerMatrix:

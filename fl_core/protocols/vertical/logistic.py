@@ -68,6 +68,11 @@ class Layout:
     test: slice
 
     @property
+    def held(self) -> slice:
+        """Validation and test rows."""
+        return slice(self.valid.start, self.test.stop)
+
+    @property
     def rows(self) -> int:
         """Of the largest batch."""
         return max(s.stop - s.start for s in self.batches)

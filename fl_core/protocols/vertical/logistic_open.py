@@ -77,9 +77,8 @@ def epoch_script(
             script.product(i, active, rows, outputs, transposed=True)
         for i, name in parties:
             script.truncate([active, name], columns[i].count * outputs, shifts[i])
-    for rows in (layout.valid, layout.test):
-        for i, _ in parties:
-            script.product(i, active, rows, outputs, transposed=False)
+    for i, _ in parties:
+        script.product(i, active, layout.held, outputs, transposed=False)
     return script
 
 
@@ -200,9 +199,8 @@ class _Active:
 
     def _epoch(self, number: int) -> bool:
         losses = [self._batch(rows) for rows in self.layout.batches]
-        logits = self._ask([self.layout.valid, self.layout.test])
-        valid = self._loss(logits[0], self.layout.valid)
-        better = self.patience.better(number, valid)
+        valid, test = np.split(self._logits(self.layout.held), [self.layout.test.start - self.layout.held.start])
+        better = self.patience.better(number, self._loss(valid, self.layout.valid))
         if better:
             self.best = self.w
             for pair in self.pairs:
@@ -215,15 +213,19 @@ class _Active:
         state: State = {"w": self.w, "v": self.v, "best": self.best, "patience": self.patience.state()}
         for pair in self.pairs:
             state |= pair.state()
-        self.course.done(number, state, {"loss": loss} | self._score(logits[1]))
+        self.course.done(number, state, {"loss": loss} | self._score(test))
         return stop
 
-    def _batch(self, rows: slice) -> float:
+    def _logits(self, rows: slice) -> Floats:
         for pair in self.pairs:
             pair.ask()
         z = self.x[rows] @ self.w
         for pair in self.pairs:
             z += pair.logits(rows)
+        return z
+
+    def _batch(self, rows: slice) -> float:
+        z = self._logits(rows)
         weight = self.row_weight[rows, None]
         r = (probabilities(z) - self.y[rows]) * weight
         shared = ring.encode(r, RESIDUAL_BITS)
@@ -241,18 +243,6 @@ class _Active:
     def _decayed(self) -> Floats:
         """The weights that L2 pulls to zero: all but the intercept."""
         return np.concatenate([self.w[:-1], np.zeros((1, self.outputs))])
-
-    def _ask(self, parts: Sequence[slice]) -> list[Floats]:
-        """Logits of rows outside the training."""
-        made = []
-        for rows in parts:
-            for pair in self.pairs:
-                pair.ask()
-            z = self.x[rows] @ self.w
-            for pair in self.pairs:
-                z += pair.logits(rows)
-            made.append(z)
-        return made
 
     def _loss(self, z: Floats, rows: slice) -> float:
         return float(np.mean(row_losses(z, self.labels[rows]))) if rows.stop > rows.start else 0.0
@@ -306,8 +296,7 @@ def train_passive(
             send_elements(channel, active, mine, step="update")
             v = work.share(mine + recv_elements(channel, active, w.size, step="update")).reshape(shape)
             w = w - v
-        for rows in (layout.valid, layout.test):
-            answer(rows)
+        answer(layout.held)
         better, stop = hear_verdict(channel, active)
         best = w if better else best
         course.done(number, {"w": w, "v": v, "best": best}, {})

@@ -282,8 +282,8 @@ class Trees(Method):
         from fl_core.protocols.vertical import tree_scoring
 
         if self.active:
-            return tree_scoring.score_active(self.channel, self.plan.passives, self.model, self.codes, rows)
-        tree_scoring.score_passive(self.channel, self.plan.active, self.model, self.codes, rows)
+            return tree_scoring.score_active(self.channel, self.plan.passives, self.model, self.codes[rows])
+        tree_scoring.score_passive(self.channel, self.plan.active, self.model, self.codes[rows])
         return None
 
     def union_part(self, rows: Rows) -> Floats:

@@ -15,7 +15,7 @@ from fl_core.protocols.vertical.logistic import LogisticSettings
 from fl_core.trust import canonical
 
 GBDT_BINS = 32
-SMALL_BATCH, LARGE_BATCH = 64, 2048
+SMALL_BATCH, LARGE_BATCH, BATCHES = 64, 4096, 6
 
 
 @dataclass(frozen=True)
@@ -113,11 +113,11 @@ class Plan:
         return self.vertical.epochs or 10
 
     def logistic(self, task: Task, rows: int) -> LogisticSettings:
-        """For `rows` training rows; by default about ten batches, of at least 64 and at most 2048 rows."""
+        """For `rows` training rows; by default six batches or more, of at least 64 and at most 4096 rows."""
         v = self.vertical
-        size = v.batch_size or max(SMALL_BATCH, min(LARGE_BATCH, rows // 10))
+        size = v.batch_size or max(SMALL_BATCH, min(LARGE_BATCH, rows // BATCHES))
         return LogisticSettings(
-            epochs=self.epochs, batch_size=size, learning_rate=v.learning_rate or 0.2, momentum=v.momentum,
+            epochs=self.epochs, batch_size=size, learning_rate=v.learning_rate or 0.3, momentum=v.momentum,
             l2=v.l2 or 0.0, early_stopping=v.early_stopping, class_weight=task.class_weight, seed=self.job.seed,
         )  # fmt: skip
 

@@ -17,11 +17,10 @@ from fl_core.channel import Channel
 from fl_core.errors import BadFrame
 from fl_core.learning.boosting import Codes, Floats
 from fl_core.learning.tree_parts import OWN, ActiveTrees, PassiveTrees
-from fl_core.protocols.vertical.histograms import packed_size, recv_width, send_width
+from fl_core.protocols.vertical.histograms import packed_size
 from fl_core.protocols.vertical.tree_messages import recv_sides, send_sides
 
-_ROWS, _VISITS = "rows to score", "rows at nodes"
-_MOST = 1 << 40
+_VISITS = "rows at nodes"
 _BLOCK = 1 << 16
 _Nodes = list[tuple[int, int]]
 
@@ -31,7 +30,7 @@ def score_active(channel: Channel, passives: Sequence[str], trees: ActiveTrees, 
 
     Parameters
     ----------
-    passives : in the order of the training. codes : (n ≥ 1, d) of the rows, which all parties have in one order.
+    passives : in the order of the training. codes : (n, d) of the rows, which all parties have in one order.
 
     Returns
     -------
@@ -41,8 +40,6 @@ def score_active(channel: Channel, passives: Sequence[str], trees: ActiveTrees, 
     ------
     BadFrame : sides of another number.
     """
-    for peer in passives:
-        send_width(channel, peer, len(codes), step=_ROWS)
     scores = np.tile(trees.base, (len(codes), 1))
     for start in range(0, len(codes), _BLOCK):
         block = codes[start : start + _BLOCK]
@@ -56,10 +53,7 @@ def score_active(channel: Channel, passives: Sequence[str], trees: ActiveTrees, 
 
 
 def score_passive(channel: Channel, active: str, part: PassiveTrees, codes: Codes) -> None:
-    """A passive party's part; `codes` of the same rows. BadFrame for row sets that do not fit."""
-    n = recv_width(channel, active, step=_ROWS, most=_MOST)
-    if n != len(codes):
-        raise BadFrame(active, _ROWS, f"{n} rows; allowed: {len(codes)}")
+    """A passive party's part, with its own codes of the same rows. BadFrame for row sets that do not fit."""
     for start in range(0, len(codes), _BLOCK):
         block = codes[start : start + _BLOCK]
         for level in range(part.depth):

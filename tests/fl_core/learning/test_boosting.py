@@ -146,7 +146,7 @@ def test_sums_left_of_each_cut_are_those_of_counting(sizes, n, some, seed):
     rows = np.flatnonzero(rng.random(n) < 0.5) if some else None
     chosen = np.arange(n) if rows is None else rows
     g, h = rng.normal(size=(2, len(chosen)))
-    made = PlainHistograms(codes, np.array(sizes, dtype=np.int64)).sums(rows, g, h)
+    made = PlainHistograms(codes, np.array(sizes, dtype=np.int64)).sums(rows, g, h, None)
     features, cuts = candidate_cuts(sizes)
     assert made.shape == (len(features), 3)
     for left, feature, cut in zip(made, features, cuts, strict=True):
