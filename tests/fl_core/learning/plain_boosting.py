@@ -53,22 +53,35 @@ def start(objective, outputs, y, weight):
     return np.log(np.array([weight[y == c].sum() for c in range(outputs)]) / weight.sum())
 
 
-def train(parties, sizes, y, objective, outputs, split, settings: TreeSettings, weight=None) -> Grown:
+@dataclass(frozen=True)
+class Union:
+    """What differs over a union, where only the rows in common are given.
+
+    base : score before the first tree. low, high : of the active party's targets. digits : of leaf weights.
+    """
+
+    base: np.ndarray
+    low: float = -1.0
+    high: float = 1.0
+    digits: int = 3
+
+
+def train(parties, sizes, y, objective, outputs, split, settings: TreeSettings, union: Union | None = None) -> Grown:
     """Grow all rounds (no early stopping).
 
-    parties : codes (n, d_p) of the active party and of each passive one. weight : of rows, by classes without it.
+    parties : codes (n, d_p) of the active party and of each passive one. union : every split, on the last level too,
+    leaves `min_rows_open` rows on both sides, counted whoever owns it.
     """
     train_rows, factor, offset = split.train, 1.0, 0.0
     y = np.asarray(y, dtype=float)
     if objective == "regression":
-        low, high = y[train_rows].min(), y[train_rows].max()
+        low, high = (union.low, union.high) if union else (y[train_rows].min(), y[train_rows].max())
         factor, offset = (high - low) / 2, (high + low) / 2
         y = (y - offset) / factor
-    if weight is None:
-        weight = np.array(settings.class_weight)[y.astype(int)] if settings.class_weight else np.ones(len(y))
-    heaviest = weight[train_rows].max() if objective == "regression" else weight.max() / 4
-    counted = train_rows[weight[train_rows] > 0]
-    scores = np.tile(start(objective, outputs, y[counted], weight[counted]), (len(y), 1))
+    weight = np.array(settings.class_weight)[y.astype(int)] if settings.class_weight else np.ones(len(y))
+    heaviest = 1.0 if objective == "regression" else weight.max() / 4
+    base = union.base if union else start(objective, outputs, y[train_rows], weight[train_rows])
+    scores = np.tile(base, (len(y), 1))
     grown = Grown(scores)
     note(grown, objective, outputs, scores, y, weight, split, factor)
     for number in range(settings.trees):
@@ -81,7 +94,7 @@ def train(parties, sizes, y, objective, outputs, split, settings: TreeSettings, 
         steps = np.zeros_like(scores)
         for output in range(outputs):
             node = np.arange(len(y))
-            job = parties, sizes, g[:, output], h[:, output], settings, heaviest, grown, (number, output)
+            job = parties, sizes, g[:, output], h[:, output], settings, heaviest, union, grown, (number, output)
             divide(node, np.intersect1d(node, sample), 0, steps[:, output], *job)
         scores += steps
         note(grown, objective, outputs, scores, y, weight, split, factor)
@@ -96,7 +109,7 @@ def note(grown, objective, outputs, scores, y, weight, split, factor):
         told.append(float(np.average(value, weights=weight[rows])) if len(rows) else float("nan"))
 
 
-def divide(rows, sample, depth, steps, parties, sizes, g, h, settings, heaviest, grown, tree):
+def divide(rows, sample, depth, steps, parties, sizes, g, h, settings, heaviest, union, grown, tree):
     whole = g[sample].sum(), h[sample].sum()
     if depth < settings.depth:
         grown.rows_opened.append(len(sample))
@@ -105,27 +118,28 @@ def divide(rows, sample, depth, steps, parties, sizes, g, h, settings, heaviest,
             for feature, size in enumerate(sizes[party]):
                 for cut in range(size - 1):
                     goes = codes[sample, feature] <= cut
-                    gain = gain_of(sample, goes, g, h, settings, whole, depth, party, heaviest)
+                    gain = gain_of(sample, goes, g, h, settings, whole, depth, party, heaviest, union)
                     if gain is not None and gain > best[0] + 1e-12:
                         best = gain, (party, feature, cut)
         if best[1]:
             party, feature, cut = best[1]
             grown.splits.append((*tree, party, feature))
-            rest = parties, sizes, g, h, settings, heaviest, grown, tree
+            rest = parties, sizes, g, h, settings, heaviest, union, grown, tree
             for side in (True, False):
                 mine = rows[(parties[party][rows, feature] <= cut) == side]
                 divide(mine, np.intersect1d(mine, sample), depth + 1, steps, *rest)
             return
-    steps[rows] = -settings.learning_rate * whole[0] / (whole[1] + settings.l2)
+    step = -settings.learning_rate * whole[0] / (whole[1] + settings.l2)
+    steps[rows] = round(step, union.digits) if union else step
 
 
-def gain_of(sample, goes, g, h, settings, whole, depth, party, heaviest):
+def gain_of(sample, goes, g, h, settings, whole, depth, party, heaviest, union):
     one, two = sample[goes], sample[~goes]
     h1, h2 = h[one].sum(), h[two].sum()
     if min(h1, h2) < settings.min_child_weight or min(h1, h2) <= 0 or not len(one) or not len(two):
         return None
-    if depth < settings.depth - 1:
-        counts = (len(one), len(two)) if party == 0 else (h1 / heaviest, h2 / heaviest)
+    if union or depth < settings.depth - 1:
+        counts = (len(one), len(two)) if party == 0 or union else (h1 / heaviest, h2 / heaviest)
         if min(counts) < settings.min_rows_open - 1e-9:
             return None
     g1, g2 = g[one].sum(), g[two].sum()
