@@ -5,7 +5,7 @@ number is a uniform element and says nothing about it; whoever adds shares must 
 half the modulus, which `check_headroom` holds the caller to.
 
 Products are exact.  Over 2^32 a transposed product runs on BLAS: an element as a signed number is under 2^31, a limb of
-the vector under 2^11, and 256 products of them stay under 2^53, below which float64 adds without rounding.
+the vector at most 2^11, and 256 products of them stay under 2^53, below which float64 adds without rounding.
 
 Randomness: AES-256 in counter mode under a key from the operating system.
 """
@@ -85,17 +85,25 @@ def _columns(rule: str, matrix: Elements, vectors: Elements) -> Elements:
 def _limbs_t(matrix: Elements, vectors: Elements) -> Elements:
     n, d = matrix.shape
     count = vectors.shape[1]
-    limbs = np.concatenate([(vectors.T >> np.uint32(_LIMB * k)) & np.uint32((1 << _LIMB) - 1) for k in range(3)])
-    limbs = limbs.astype(np.float64)
+    parts = _limbs(np.ascontiguousarray(vectors.T).view(np.int32))
+    limbs = np.concatenate(parts).astype(np.float64)
     signed, block = matrix.view(np.int32), np.empty((min(n, _ROWS), d))
-    total = np.zeros((3 * count, d), dtype=np.int64)
+    total = np.zeros((len(limbs), d), dtype=np.int64)
     for start in range(0, n, _ROWS):
         rows = signed[start : start + _ROWS]
         np.copyto(block[: len(rows)], rows)
         total += (limbs[:, start : start + len(rows)] @ block[: len(rows)]).astype(np.int64)
-    parts = total.view(np.uint64).reshape(3, count, d)
-    joined = parts[0] + (parts[1] << np.uint64(_LIMB)) + (parts[2] << np.uint64(2 * _LIMB))
+    joined = np.zeros((count, d), dtype=np.uint64)
+    for k, part in enumerate(total.view(np.uint64).reshape(len(parts), count, d)):
+        joined += part << np.uint64(_LIMB * k)
     return np.ascontiguousarray(joined.astype(np.uint32).T)
+
+
+def _limbs(values: NDArray[np.int32]) -> list[NDArray[np.int32]]:
+    """Parts of 11 bits, the highest one signed; as few as the largest number needs."""
+    reach = max(int(values.max(initial=0)), -int(values.min(initial=0)))
+    more = sum(reach > 1 << (_LIMB * k) for k in (1, 2))
+    return [(values >> (_LIMB * k)) & ((1 << _LIMB) - 1) for k in range(more)] + [values >> (_LIMB * more)]
 
 
 # ---- randomness

@@ -96,6 +96,7 @@ def check_private(place):
 ALGORITHMS = {
     "open": ("logistic", ""),
     "strict": ("logistic", "bins = 8"),
+    "woe": ("logistic", 'bins = 8\nencoding = "woe"'),
     "ckks": ("logistic", 'protocol = "ckks"\nepochs = 20'),
     "trees": ("gbdt", "trees = 8"),
     "split": ("split-nn", "epochs = 8\nlearning_rate = 0.005"),
@@ -157,8 +158,9 @@ def test_the_same_job_gives_the_same_figures(place):
     assert one["auc"] == two["auc"] and one["loss"] == pytest.approx(two["loss"], abs=1e-6)
 
 
-def test_hidden_membership_gives_figures_and_no_scores(place):
-    path = job(place, ["bank", "bureau"], more='bins = 8\n[psi]\noutput = "union"')
+@pytest.mark.parametrize(("algorithm", "more"), [("logistic", "bins = 8"), ("gbdt", "trees = 5")])
+def test_hidden_membership_gives_figures_and_no_scores(place, algorithm, more):
+    path = job(place, ["bank", "bureau"], algorithm=algorithm, more=more + '\n[psi]\noutput = "union"')
     done = place.fedseal("run", path, "--out", "out", "--json")
     assert done.code == 0, done
     assert done.json["metrics"]["rows_aligned"] == 1200 and done.json["metrics"]["auc"] > 0.8

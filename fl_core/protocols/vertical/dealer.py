@@ -47,6 +47,7 @@ _DTYPES: dict[int, np.dtype[Any]] = {32: U32, 64: U64}
 HALF = np.uint64(1 << 62)
 Rows = NDArray[np.int64] | slice
 Op = dict[str, Any]
+Work = Callable[[Op], None]
 
 
 # ---- scripts
@@ -128,8 +129,8 @@ class Dealer:
     """
 
     def __init__(
-        self, channel: Channel, active: str, parties: Sequence[str], more: Mapping[str, Callable[[Op], None]] | None = None
-    ) -> None:  # fmt: skip
+        self, channel: Channel, active: str, parties: Sequence[str], more: Mapping[str, Work] | None = None
+    ) -> None:
         self._channel, self._active, self._more = channel, active, dict(more or {})
         self._own = Stream(ring.new_key())
         self._streams: dict[str, Stream] = {}

@@ -189,11 +189,8 @@ class Opener:
         """
         if sets:
             self._order(sets)
-        parts = [pack_rows(rows, self._rows) for rows in sets if len(rows) < self._rows]
-        head = np.array([len(sets), *map(len, sets)], dtype="<i8")
         for owner, matrix in self._matrices.items():
-            masked = [matrix.mask(vector) for vector in vectors]
-            self._dealt.channel.send(owner, head, *masked, *parts, step=OPEN)
+            send_nodes(self._dealt.channel, owner, sets, [matrix.mask(vector) for vector in vectors], self._rows)
         meanwhile()
         work = [(vector, self._span(rows)) for rows, vector in zip(sets, vectors, strict=True)]
         shares = [[matrix.share(*item, transposed=True) for item in work] for matrix in self._matrices.values()]
@@ -244,46 +241,75 @@ class Answerer:
         ------
         BadFrame : another shape, rows that do not exist, or a set of too few.
         """
-        row = self._columns * self._dtype.itemsize
-        most = _WORD * (1 + self._most) + self._most * (self._rows * row + packed_size(self._rows))
-        data = self._dealt.channel.recv(self._active, step=OPEN, max_bytes=most)
-        sets, masked = self._parse(np.frombuffer(data, dtype=np.uint8))
+        sets, masked = recv_nodes(
+            self._dealt.channel,
+            self._active,
+            self._rows,
+            self._columns,
+            self._dtype,
+            most=self._most,
+            least=self._least,
+        )
         if sets:
             shares = self._matrix.shares(masked, sets)
             self._dealt.channel.send(self._active, *map(np.ascontiguousarray, shares), step=SHARE)
         return len(sets)
 
-    def _parse(self, data: NDArray[np.uint8]) -> tuple[list[Rows], list[Elements]]:
-        count = int(data[:_WORD].view("<i8")[0]) if len(data) >= _WORD else -1
-        if not 0 <= count <= self._most or len(data) < _WORD * (1 + count):
-            raise BadFrame(self._active, OPEN, f"{count} nodes; allowed: up to {self._most}")
-        sizes = data[_WORD : _WORD * (1 + count)].view("<i8").tolist()
-        if any(not self._least <= size <= self._rows for size in sizes):
-            problem = f"a node of {min(sizes)} to {max(sizes)} rows; allowed: {self._least} to {self._rows}"
-            raise BadFrame(self._active, OPEN, problem)
-        row, bits = self._columns * self._dtype.itemsize, packed_size(self._rows)
-        due = _WORD * (1 + count) + sum(size * row + bits * (size < self._rows) for size in sizes)
-        if len(data) != due:
-            raise BadFrame(self._active, OPEN, f"{len(data)} bytes instead of {due}")
-        masked, sets, at = [], [], _WORD * (1 + count)
-        for size in sizes:
-            part = np.frombuffer(data, self._dtype, size * self._columns, at)
-            masked.append(part.reshape(size, self._columns))
-            at += part.nbytes
-        for size in sizes:
-            if size == self._rows:
-                sets.append(np.arange(size))
-                continue
-            sets.append(unpack_rows(data[at : at + bits], self._rows, size, self._active, OPEN))
-            at += bits
-        return sets, masked
+
+# ---- nodes to be opened
 
 
-def recv_width(channel: Channel, source: str, *, step: str, most: int) -> int:
-    """How many of something a peer has; `BadFrame` for none or too many."""
+def send_nodes(channel: Channel, to: str, sets: Sequence[Rows], masked: Sequence[Elements], rows: int) -> None:
+    """Send row sets of nodes and the masked numbers of their rows; `rows` there are in all."""
+    head = np.array([len(sets), *map(len, sets)], dtype="<i8")
+    parts = [pack_rows(chosen, rows) for chosen in sets if len(chosen) < rows]
+    channel.send(to, head, *map(np.ascontiguousarray, masked), *parts, step=OPEN)
+
+
+def recv_nodes(
+    channel: Channel, source: str, rows: int, columns: int, dtype: np.dtype[Any], *, most: int, least: int
+) -> tuple[list[Rows], list[Elements]]:
+    """What `send_nodes` sends: row sets and (rows of the set, columns) elements.
+
+    Parameters
+    ----------
+    most : nodes at most. least : rows of each at least.
+
+    Raises
+    ------
+    BadFrame : another shape, rows that do not exist, or a set of too few.
+    """
+    row, bits = columns * dtype.itemsize, packed_size(rows)
+    limit = _WORD * (1 + most) + most * (rows * row + bits)
+    data = np.frombuffer(channel.recv(source, step=OPEN, max_bytes=limit), dtype=np.uint8)
+    count = int(data[:_WORD].view("<i8")[0]) if len(data) >= _WORD else -1
+    if not 0 <= count <= most or len(data) < _WORD * (1 + count):
+        raise BadFrame(source, OPEN, f"{count} nodes; allowed: up to {most}")
+    sizes = data[_WORD : _WORD * (1 + count)].view("<i8").tolist()
+    if any(not least <= size <= rows for size in sizes):
+        problem = f"a node of {min(sizes)} to {max(sizes)} rows; allowed: {least} to {rows}"
+        raise BadFrame(source, OPEN, problem)
+    due = _WORD * (1 + count) + sum(size * row + bits * (size < rows) for size in sizes)
+    if len(data) != due:
+        raise BadFrame(source, OPEN, f"{len(data)} bytes instead of {due}")
+    masked, sets, at = [], [], _WORD * (1 + count)
+    for size in sizes:
+        part = np.frombuffer(data, dtype, size * columns, at)
+        masked.append(part.reshape(size, columns))
+        at += part.nbytes
+    for size in sizes:
+        part_bits = bits if size < rows else 0
+        part_rows = data[at : at + part_bits]
+        sets.append(unpack_rows(part_rows, rows, size, source, OPEN) if part_bits else np.arange(size))
+        at += part_bits
+    return sets, masked
+
+
+def recv_width(channel: Channel, source: str, *, step: str, most: int, least: int = 1) -> int:
+    """How many of something a peer has; `BadFrame` for fewer than `least` or more than `most`."""
     width = int.from_bytes(channel.recv_exactly(source, step=step, size=_WORD), "little")
-    if not 1 <= width <= most:
-        raise BadFrame(source, step, f"{width}; allowed: 1 to {most}")
+    if not least <= width <= most:
+        raise BadFrame(source, step, f"{width}; allowed: {least} to {most}")
     return width
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -21,7 +20,7 @@ from fl_core.protocols.vertical.plan import GBDT_BINS, Plan, Task
 from fl_core.protocols.vertical.scoring import score_receiver, score_sender
 
 PHASE = "what comes next"
-DEAL, EVALUATE, OVER = b"deal", b"evaluate", b"over"
+DEAL, UNION_TREES, EVALUATE, OVER = b"deal", b"union trees", b"evaluate", b"over"
 Arrays = dict[str, NDArray[Any]]
 Kind = Literal["one-hot", "ordinal"]
 
@@ -98,10 +97,10 @@ class Method(ABC):
         p = probabilities(scores)
         return p[:, 0] if self.task.outputs == 1 else p
 
-    def dealing(self) -> None:
+    def dealing(self, word: bytes = DEAL) -> None:
         """Have the coordinator deal from here on; the active party's word."""
         if self.active:
-            self.channel.send(COORDINATOR, DEAL, step=PHASE)
+            self.channel.send(COORDINATOR, word, step=PHASE)
 
 
 class Linear(Method):
@@ -114,9 +113,13 @@ class Linear(Method):
     def prepare(self) -> None:
         """As `Method.prepare`: standardised columns and one-hot categories, or bins."""
         v, own = self.plan.vertical, self.own
-        rows = own.own_rows(self.split.train)
+        rows, self.iv = own.own_rows(self.split.train), np.zeros(0)
         if own.block is not None:
             raise DataError(own.where, "pictures", allowed="algorithm split-nn, or a table")
+        if v.encoding == "woe":
+            if self.task.outputs > 1:
+                raise DataError(own.where, f"{self.task.outputs} classes with encoding woe", allowed="two classes")
+            self._weigh_others()
         if not own.columns.names:
             self.x, self.names = np.zeros((len(own.member), 0)), ()
             return
@@ -137,7 +140,28 @@ class Linear(Method):
         self.x[~own.member] = 0.0
 
     def _weigh(self, codes: NDArray[np.uint8], sizes: NDArray[np.int64]) -> Floats:
-        raise NotImplementedError
+        """Each bin's weight of evidence in place of its number."""
+        from fl_core.protocols.vertical import woe
+
+        plan, least, train = self.plan, self.plan.vertical.min_rows_open, self.split.train
+        if self.active:
+            found = woe.plain_woe(codes, sizes, self._labels(), train, least)
+        else:
+            found = woe.woe_passive(self.channel, COORDINATOR, plan.active, codes, sizes, train, min_rows_open=least)
+        self.iv = found.iv
+        columns = [values[codes[:, j]] for j, values in enumerate(found.values)]
+        return np.stack(columns, axis=1) if columns else np.zeros((len(codes), 0))
+
+    def _weigh_others(self) -> None:
+        """The active party's part in the weights of the others' bins."""
+        from fl_core.protocols.vertical import woe
+
+        self.dealing()
+        if self.active:
+            woe.woe_active(
+                self.channel, COORDINATOR, self.plan.passives, self._labels(), self.split.train,
+                min_rows_open=self.plan.vertical.min_rows_open,
+            )  # fmt: skip
 
     def train(self, course: Course) -> None:
         """As `Method.train`."""
@@ -226,6 +250,8 @@ class Linear(Method):
         told: dict[str, Any] = {"link": "linear" if linear else "logistic", "names": list(self.names)}
         if self.names:
             told["features"] = self._features.to_dict()
+        if len(self.iv):
+            told["information_value"] = self.iv.tolist()
         return told
 
     def arrays(self) -> Arrays:
@@ -263,9 +289,12 @@ class Trees(Method):
         """As `Method.train`."""
         from fl_core.protocols.vertical import trees
 
-        self.dealing()
         channel, plan, settings = self.channel, self.plan, self.plan.trees(self.task)
         self.model: Any
+        if plan.union:
+            self._train_union(course)
+            return
+        self.dealing()
         if self.active:
             assert self.own.labels is not None
             self.model = trees.train_active(
@@ -276,6 +305,23 @@ class Trees(Method):
             self.model = trees.train_passive(
                 channel, COORDINATOR, plan.active, self.codes, self.sizes, self.split, settings, course=course
             )
+
+    def _train_union(self, course: Course) -> None:
+        from fl_core.protocols.vertical import union_trees
+
+        self.dealing(UNION_TREES + self.task.encode())
+        plan, settings, own = self.plan, self.plan.trees(self.task), self.own
+        if self.active:
+            assert own.labels is not None
+            self.model = union_trees.train_union_active(
+                self.channel, COORDINATOR, plan.passives[0], self.codes, self.sizes, own.labels, self.task.objective,
+                self.task.outputs, self.split, settings, member=own.member, course=course,
+            )  # fmt: skip
+        else:
+            self.model = union_trees.train_union_passive(
+                self.channel, COORDINATOR, plan.active, self.codes, self.sizes, self.split, settings,
+                member=own.member, course=course,
+            )  # fmt: skip
 
     def scores(self, rows: Rows) -> Floats | None:
         """As `Method.scores`."""
@@ -379,8 +425,3 @@ def balanced(labels: NDArray[np.int64], classes: int) -> tuple[float, ...]:
     """Weights that give every class the same sum: n / (classes · n_c), to 4 digits."""
     counts = np.bincount(labels, minlength=classes)
     return tuple(float(f"{len(labels) / (classes * count):.4g}") for count in counts)
-
-
-def missing_classes(counts: Sequence[int]) -> bool:
-    """Whether a class has no row."""
-    return min(counts, default=0) == 0

@@ -29,7 +29,7 @@ from fl_core.protocols.vertical import alignment
 from fl_core.protocols.vertical.alignment import Alignment, Holdout, Stand
 from fl_core.protocols.vertical.course import Course, Rows
 from fl_core.protocols.vertical.dealer import Dealer
-from fl_core.protocols.vertical.methods import DEAL, EVALUATE, METHODS, OVER, PHASE, Method, Own, balanced
+from fl_core.protocols.vertical.methods import DEAL, EVALUATE, METHODS, OVER, PHASE, UNION_TREES, Method, Own, balanced
 from fl_core.protocols.vertical.plan import Plan, Task
 from fl_core.protocols.vertical.union_evaluation import (
     evaluate_active,
@@ -39,6 +39,7 @@ from fl_core.protocols.vertical.union_evaluation import (
 )
 
 _TASK = "task"
+MAX_WORD = 64 << 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,11 +117,16 @@ def coordinate(channel: Channel, plan: Plan) -> None:
     if start.aligns and plan.psi.comparer is not None:
         compare(channel, plan.psi)
     while True:
-        word = bytes(channel.recv(plan.active, step=PHASE, max_bytes=64))
+        word = bytes(channel.recv(plan.active, step=PHASE, max_bytes=MAX_WORD))
         if word == OVER:
             return
         if word == DEAL:
             Dealer(channel, plan.active, plan.parties).serve()
+        elif word.startswith(UNION_TREES) and len(plan.parties) == 2:
+            from fl_core.protocols.vertical.union_splits import deal_union
+
+            task = _task(plan.active, word[len(UNION_TREES) :])
+            deal_union(channel, plan.active, plan.passives[0], task.objective, plan.trees(task))
         elif word.startswith(EVALUATE) and len(plan.parties) == 2:
             shape = np.frombuffer(word[len(EVALUATE) :].ljust(16, b"\0")[:16], dtype="<u8")
             evaluate_coordinator(channel, plan.active, plan.passives[0], (int(shape[0]), int(shape[1])))
@@ -211,10 +217,14 @@ def _tell_task(channel: Channel, plan: Plan, table: Table, aligned: Alignment) -
 
 
 def _hear_task(channel: Channel, plan: Plan) -> Task:
+    return _task(plan.active, bytes(channel.recv(plan.active, step=_TASK, max_bytes=MAX_WORD)))
+
+
+def _task(active: str, data: bytes) -> Task:
     try:
-        return Task.decode(bytes(channel.recv(plan.active, step=_TASK, max_bytes=64 << 10)))
+        return Task.decode(data)
     except ValueError as error:
-        raise BadFrame(plan.active, _TASK, str(error)) from None
+        raise BadFrame(active, _TASK, str(error)) from None
 
 
 def _own(table: Table, aligned: Alignment) -> Own:

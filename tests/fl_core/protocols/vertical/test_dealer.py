@@ -14,7 +14,7 @@ from tests.fl_core.protocols.parties import converse
 
 
 def dealer(channel):
-    Dealer(channel, "g", [p for p in channel.peers]).serve()
+    Dealer(channel, "g", list(channel.peers)).serve()
 
 
 def session(active, passive, **more):

@@ -72,7 +72,7 @@ def test_only_rows_of_both_members_count():
     rng = np.random.default_rng(7)
     members = [rng.random(len(y)) < 0.8, rng.random(len(y)) < 0.7]
     own = [x * m[:, None] for x, m in zip(xs, members, strict=True)]
-    found, courses, done = run(own, np.where(members[0], y, 0), 1, split, SETTINGS, members=members)
+    found, courses, _done = run(own, np.where(members[0], y, 0), 1, split, SETTINGS, members=members)
     both = members[0] & members[1]
     plain, losses = plain_logistic.train(xs, y, 1, split, SETTINGS, linear=True, member=both, intercept_l2=True)
     for secure, clear in zip(found, plain, strict=True):
@@ -135,6 +135,6 @@ def test_early_stopping_keeps_the_best_epoch_at_every_party():
 
 def test_a_training_that_diverges_is_an_error_and_not_a_model():
     xs, y, split = problem(widths=(10, 10))
-    names, _, done = start(xs, y, 1, split, LogisticSettings(epochs=30, batch_size=128, learning_rate=20.0))
+    _names, _, done = start(xs, y, 1, split, LogisticSettings(epochs=30, batch_size=128, learning_rate=20.0))
     assert isinstance(done.results["g"], TrainingDiverged)
     assert "a smaller learning_rate helps" in str(done.results["g"])
