@@ -104,8 +104,13 @@ class Attendance(Role):
         return {"role": "party"}
 
     def previewed(self) -> dict[str, Any]:
-        """As `Role.previewed`."""
-        self.program()
+        """As `Role.previewed`; what joining sets aside is only looked at."""
+        if self.job.kind == "vertical" and self.party is not None:
+            from clients.vertical_preview import preview
+
+            preview(self.job, self.party, self.home.store.budget, self.home.config.policy)
+        else:
+            self.program()
         return {"schema": "", "classes": ""}
 
     def signs(self, roster: Roster) -> tuple[str, dict[str, Any], dict[str, bytes]]:

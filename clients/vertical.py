@@ -172,7 +172,8 @@ def load_table(job: Job, party: Party, policy: Policy | None) -> tuple[pa.Table,
     _check_categorical(party, loaded, where)
     duplicates: Literal["error", "first"] = "first" if job.psi.duplicates == "first" else "error"
     ids = hash_ids(loaded.ids.columns, party.id, where=where, duplicates=duplicates)
-    table = Table(ids.hashes, _texts(loaded.ids), loaded.columns, loaded.block, where)
+    pictures = None if loaded.block is None or loaded.block.ndim == 2 else loaded.block
+    table = Table(ids.hashes, _texts(loaded.ids), loaded.columns, pictures, where)
     if loaded.labels is not None:
         y, classes, objective = classes_of(loaded.labels, _objective(job), f"{where}, column {party.label!r}")
         table = replace(table, labels=y, classes=classes, objective=objective)

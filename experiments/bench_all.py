@@ -1,7 +1,7 @@
 """All benchmarks behind docs/performance.md, and whether each limit is met.
 
 `python -m experiments.bench_all [--only NAME] [--json]` prints one table and returns 1 if a limit is missed.  It takes
-about ten minutes on two cores; the seconds mean something only while nothing else runs.
+about a quarter of an hour on two cores; the seconds mean something only while nothing else runs.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from experiments import (
     bench_ledger,
     bench_psi,
     bench_rounds,
+    bench_vertical,
 )
 from experiments.figures import Figure, as_json, table
 from experiments.process_tree import fedseal, run_tree
@@ -71,6 +72,7 @@ BENCHES: dict[str, Callable[[], list[Figure]]] = {
     "deployment": bench_deployment.figures,
     "exchange": bench_exchange.figures,
     "psi": bench_psi.figures,
+    "vertical": bench_vertical.figures,
 }
 
 

@@ -8,6 +8,7 @@ stratified), or as the data set's own authors did.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,7 +172,9 @@ def _auc(data: Joined, columns: list[str], method: str) -> float:
     numbers = [c for c in columns if c not in words]
     model = make_pipeline(_features(numbers, words, method), _learner(method))
     y = data.rows["y"].to_numpy()
-    model.fit(rows[~data.test], y[~data.test])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of quantiles that coincide
+        model.fit(rows[~data.test], y[~data.test])
     return float(roc_auc_score(y[data.test], model.predict_proba(rows[data.test])[:, 1]))
 
 

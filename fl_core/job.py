@@ -314,6 +314,8 @@ def _unsafe_vertical(job: Job) -> list[str]:
     if vertical.algorithm == "split-nn":
         if job.privacy.mechanism == "none":
             said.append("embeddings without noise: what they carry of a passive party's rows is not bounded")
+        if job.privacy.noise == "seeded":
+            said.append("noise on embeddings and gradients is seeded: it can be subtracted and protects nothing")
         if vertical.gradient == "none":
             said.append("gradients without protection: their norms give labels away to passive parties")
     return said

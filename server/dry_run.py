@@ -11,6 +11,7 @@ from typing import Any
 
 from fl_core.config import load_job
 from fl_core.errors import FedsealError, RefusedError
+from fl_core.files import private_dir
 from fl_core.home import Home
 from fl_core.job import Job, Party
 
@@ -26,7 +27,7 @@ def dry_run(
     Returns
     -------
     dict : `ok`, `job`, `parties` (`party`, `status` ready | refused | problem, ids or rows,
-        features, classes, epsilon),
+        features or columns, classes, epsilon),
     `problems`, `unsafe`.
     """
     read, place = load_job(job, overrides), Home.open(home)
@@ -53,7 +54,28 @@ def dry_run(
 
 
 def _party(job: Job, party: Party, home: Home) -> tuple[dict[str, Any], Any]:
-    return _trainer(job, party, home) if job.kind == "horizontal" else (_member(job, party), None)
+    if job.kind == "horizontal":
+        return _trainer(job, party, home)
+    return (_holder(job, party, home) if job.kind == "vertical" else _member(job, party)), None
+
+
+def _holder(job: Job, party: Party, home: Home) -> dict[str, Any]:
+    """A party of a vertical job: its columns, and the labels at one."""
+    from clients.vertical_preview import preview
+    from fl_core.trust.budget import Budget
+
+    told: dict[str, Any] = {"party": party.name, "status": "ready", "problem": ""}
+    try:
+        seen = preview(job, party, Budget(private_dir(home.party(party.name)) / "budget.db"))
+    except FedsealError as error:
+        told["status"] = "refused" if isinstance(error, RefusedError) else "problem"
+        told["problem"] = str(error)
+        return told
+    told |= {"table": f"{seen.rows:,}", "columns": seen.columns, "classes": seen.classes}
+    for name, value in (("epsilon", seen.epsilon), ("epsilon_left", seen.left)):
+        if value is not None:
+            told[name] = f"{value:.2f}"
+    return told
 
 
 def _member(job: Job, party: Party) -> dict[str, Any]:

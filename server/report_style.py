@@ -1,4 +1,4 @@
-"""The CSS of the audit report: light and dark by the reader's setting, and for paper."""
+"""The CSS of the audit report, light and dark by the reader's setting, and for paper; and that of charts as files."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ CSS = """
 :root {
   color-scheme: light dark;
   --bg: #fff; --fg: #1b2430; --soft: #5a6676; --line: #dfe4ea; --card: #f6f8fa;
-  --s0: #1f5fbf; --s1: #c05a12; --good: #1a7f4b; --warn: #9a6200; --bad: #b42318; --badbg: #fdf0ee;
+  --s0: #1f5fbf; --s1: #c05a12; --s2: #7a4fb5; --good: #1a7f4b; --warn: #9a6200; --bad: #b42318; --badbg: #fdf0ee;
 }
 @media screen and (prefers-color-scheme: dark) {
   :root {
     --bg: #12171e; --fg: #e4e9f0; --soft: #9aa7b8; --line: #2c3643; --card: #1a212b;
-    --s0: #7fb0ff; --s1: #f2a265; --good: #5fcf95; --warn: #e6b450; --bad: #ff8a7d; --badbg: #2e1b1b;
+    --s0: #7fb0ff; --s1: #f2a265; --s2: #c7a6ff; --good: #5fcf95; --warn: #e6b450; --bad: #ff8a7d; --badbg: #2e1b1b;
   }
 }
 * { box-sizing: border-box; }
@@ -55,16 +55,20 @@ figure {
   margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 8px;
   padding: .7rem .8rem .4rem; break-inside: avoid;
 }
+.tall { grid-row: span 2; }
 figcaption { font-weight: 600; font-size: .9rem; }
 svg { display: block; width: 100%; height: auto; }
 .grid { stroke: var(--line); }
 .axis { stroke: var(--soft); }
+.guide { stroke: var(--soft); stroke-dasharray: 3 3; }
 .tick { fill: var(--soft); font-size: 11px; }
 polyline { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
 .s0 polyline { stroke: var(--s0); }
 .s1 polyline { stroke: var(--s1); stroke-dasharray: 6 3; }
+.s2 polyline { stroke: var(--s2); stroke-dasharray: 2 3; }
 .s0 circle { fill: var(--s0); }
 .s1 circle { fill: var(--s1); }
+.s2 circle { fill: var(--s2); }
 .key { font-weight: 400; margin-left: .9rem; }
 .key::before {
   content: ""; display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .35em;
@@ -72,6 +76,7 @@ polyline { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
 }
 .key.s0::before { background: var(--s0); }
 .key.s1::before { background: var(--s1); }
+.key.s2::before { background: var(--s2); }
 
 code, pre { font: 13px/1.45 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; overflow-wrap: anywhere; }
 pre {
@@ -86,4 +91,21 @@ pre {
   .unsafe, .tiles, pre { break-inside: avoid; }
   h2 { break-after: avoid; }
 }
+"""
+
+SVG_CSS = """
+.page { fill: #fff; }
+text { font: 11px system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; fill: #5a6676; }
+.title { font-size: 13px; font-weight: 600; fill: #1b2430; }
+.key { font-weight: 400; }
+.grid { stroke: #dfe4ea; }
+.axis { stroke: #5a6676; }
+.guide { stroke: #5a6676; stroke-dasharray: 3 3; }
+polyline { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
+.s0 polyline { stroke: #1f5fbf; }
+.s1 polyline { stroke: #c05a12; stroke-dasharray: 6 3; }
+.s2 polyline { stroke: #7a4fb5; stroke-dasharray: 2 3; }
+.s0 circle, .key.s0 { fill: #1f5fbf; }
+.s1 circle, .key.s1 { fill: #c05a12; }
+.s2 circle, .key.s2 { fill: #7a4fb5; }
 """

@@ -40,12 +40,12 @@ from fl_core.trust.ledger import Ledger  # noqa: E402
 from fl_core.urls import without_passwords  # noqa: E402
 from server import runtimes  # noqa: E402
 from server.app import activated, app, outcome  # noqa: E402
+from server.artifacts import write_artifacts  # noqa: E402
 from server.recorders.fanout import Fanout  # noqa: E402
 from server.recorders.ledger import LedgerRecorder  # noqa: E402
 from server.recorders.mlflow import MlflowRecorder, deliver_leftovers  # noqa: E402
 from server.recorders.words import flat, note  # noqa: E402
 from server.registry import RunFolder, RunInfo, find_unfinished, new_run_id  # noqa: E402
-from server.report import write_report  # noqa: E402
 from server.runtimes.base import FederationGrid  # noqa: E402
 from strategies.coordination import Coordination, Event, SessionHost  # noqa: E402
 
@@ -224,7 +224,7 @@ class Running:
         """Whether to stop; a full disk fails the run before its parties wait for answers that nobody can store."""
         free = shutil.disk_usage(self.home.path).free
         if free < LEAST_FREE:
-            raise JobFailed(f"{self.home.path}: {free} bytes left on the disk; make room, then --resume")
+            raise JobFailed(f"{self.home.path}: No space left on the disk ({free} bytes); make room, then --resume")
         return self.folder.is_stopping()
 
     def _event(self, event: Event, mlflow: MlflowRecorder) -> None:
@@ -241,6 +241,11 @@ class Running:
         if event.kind == "round" and self.link is not None:
             head = {"size": self.ledger.size, "root": self.ledger.root.hex()}
             event = replace(event, facts={**event.facts, "ledger": head})
+        if event.kind == "session" and self.job.kind == "vertical":
+            from fl_core.protocols.vertical.plan import plan_of
+
+            plan = plan_of(self.job)
+            event = replace(event, facts={**event.facts, "unit": plan.unit, "steps": plan.steps})
         self.folder.write_log(f"{event.kind} round {event.round} {json.dumps(event.facts, default=str)}")
         self.on_event(event)
 
@@ -343,14 +348,15 @@ class Running:
 
     def _finish(self, summary: dict[str, Any], ledger: Ledger, mlflow: MlflowRecorder, published: bytes | None) -> None:
         out, checkpoint = Path(self.info.out), ledger.checkpoint()
-        report = self.folder.path / "report.html"
         rounds = [e.body for e in ledger.entries(run=self.info.run, kind="round")]
         size = parse_checkpoint(parse_note(checkpoint).text).size
         facts = {
             **summary,
             "name": self.job.name,
             "job": self.job.public(),
+            "digest": self.info.job,
             "rounds": rounds,
+            "said": {e.by: e.body for e in ledger.entries(run=self.info.run, kind="session") if e.by != COORDINATOR},
             "model": summary["model_digest"],
             "ledger": {
                 **summary["ledger"],
@@ -359,7 +365,7 @@ class Running:
                 "cosigned": list(ledger.cosignatures(size)),
             },
         }
-        write_report(report, facts=facts)
+        written = write_artifacts(self.folder.path, facts)
         publish = None
         if published is not None:
             model = self.folder.path / "model.pt"
@@ -371,8 +377,8 @@ class Running:
         delivered = mlflow.finish(
             "FINISHED",
             tags=tags,
-            note=note(summary),
-            artifacts=[(str(report), "audit")],
+            note=written.note or note(summary),
+            artifacts=written.files,
             publish=publish,
             timeout=MLFLOW_SECONDS,
         )

@@ -32,23 +32,38 @@ WORDS = {
 CHECKED = {
     "ids": "ids",
     "rows": "rows to train / test",
+    "table": "rows",
+    "columns": "columns",
     "features": "features",
     "classes": "classes",
     "epsilon": "ε planned",
     "epsilon_left": "ε left",
 }
-SHOWN = ("accuracy", "loss", "epsilon", "intersection_size", "seconds")
+SHOWN = (
+    "accuracy", "auc", "ks", "rmse", "r2", "loss", "valid_loss", "test_loss", "epsilon", "intersection_size", "seconds"
+)  # fmt: skip
 
 NAMES = {
     "accuracy": "accuracy on all test rows",
+    "auc": "AUC on all test rows",
+    "ks": "KS on all test rows",
+    "rmse": "RMSE on all test rows",
+    "r2": "R² on all test rows",
+    "loss": "loss",
     "epsilon": "ε spent, largest of the parties",
+    "intersection_size": "ids in the intersection",
+    "rows_aligned": "rows aligned",
+    "test_rows": "test rows",
     "bytes_up": "bytes up, a party and round",
     "bytes_down": "bytes down, a party and round",
     "round_seconds": "seconds a round, median",
+    "seconds_per_epoch": "seconds an epoch, median",
+    "seconds_per_tree": "seconds a tree, median",
     "bytes": "bytes of messages, all parties",
-    "intersection_size": "ids in the intersection",
     "seconds": "seconds of the session",
 }
+WHOLE = ("bytes", "bytes_up", "bytes_down", "intersection_size", "rows_aligned", "test_rows")
+HEADLINES = {"accuracy": "accuracy", "auc": "AUC", "rmse": "RMSE", "intersection_size": "ids in common"}
 
 
 class Progress:
@@ -59,6 +74,7 @@ class Progress:
         self.status: Status | None = None
         self.began = time.monotonic()
         self.latest: dict[str, str] = {}
+        self.unit, self.steps = "", 0  # of a vertical job, by its session
 
     def __enter__(self) -> Progress:
         if self.console.is_terminal:
@@ -91,15 +107,14 @@ class Progress:
             self.say("round 1" if key else "the session")
         elif event.kind == "session":
             self._line(f"session {event.round} of {_plain(_some(facts['parties']))} is open")
+            self.unit, self.steps = str(facts.get("unit", "")), int(facts.get("steps", 0))
         elif event.kind == "progress":
             self._line(f"  {_plain(facts['party'])}: {_plain(facts['text'])}")
         elif event.kind == "round":
             self._round(event.round, facts)
         elif event.kind == "record":
             self.latest = facts
-            model = "accuracy" in facts or "loss" in facts
-            shown = "  ".join(f"{k} {facts[k]}" for k in SHOWN if k in facts)
-            self._line(f"  {'model after round' if model else 'round'} {event.round}: {_plain(shown)}")
+            self._record(event.round, facts)
         elif event.kind in ("dropped", "refused"):
             why = facts.get("text") or WORDS.get(str(facts["code"]), str(facts["code"]))
             self._line(f"[yellow]  {_plain(facts['party'])} {event.kind}[/yellow]: {_plain(why)}")
@@ -117,8 +132,30 @@ class Progress:
         self._line(_plain(f"{line}, {facts['seconds']} s"))
         self.say(f"round {number + 1}")
 
+    def _record(self, number: int, facts: Mapping[str, str]) -> None:
+        shown = "  ".join(f"{k} {facts[k]}" for k in SHOWN if k in facts)
+        if not self.unit:
+            model = "accuracy" in facts or "loss" in facts
+            line = f"{'model after round' if model else 'round'} {number}: {shown}"
+        elif number == 0:
+            line = f"aligned {_whole(facts.get('rows_aligned', ''))} rows  {shown}"
+        elif number > self.steps:
+            line = f"result: {shown}"
+        else:
+            line = f"{self.unit} {number}: {shown}"
+            self.say(f"{self.unit} {number + 1} of {self.steps}" if number < self.steps else "the result")
+        self._line(_plain(f"  {line}"))
+
     def _line(self, text: str) -> None:
         self.console.print(f"[dim]{time.monotonic() - self.began:6.1f} s[/dim]  {text}")
+
+
+def _whole(text: str) -> str:
+    """A count as a record tells it, thousands apart."""
+    try:
+        return f"{float(text):,.0f}"
+    except ValueError:
+        return text
 
 
 def _plain(text: object) -> str:
@@ -136,8 +173,9 @@ def show_summary(summary: Mapping[str, Any]) -> None:
     console = Console(highlight=False, emoji=False, soft_wrap=True)
     console.print(f"\n[bold]{_plain(summary['job'])}[/bold]: {_plain(summary['status'])}")
     metrics, ledger = summary["metrics"], summary["ledger"]
-    whole = ("bytes", "intersection_size")
-    lines = [(NAMES.get(k, k), f"{v:,.0f}" if k.startswith(whole) else f"{v:.4g}") for k, v in metrics.items()]
+    known = [k for k in NAMES if k in metrics]
+    ordered = [*known, *(k for k in metrics if k not in NAMES)]
+    lines = [(NAMES.get(k, k), f"{metrics[k]:,.0f}" if k in WHOLE else f"{metrics[k]:.4g}") for k in ordered]
     lines.append(("seconds in all", f"{summary['seconds']:.1f}"))
     for party, files in summary["outputs"].items():
         lines += [(f"{party} got", path or f"its {name}, at its own node") for name, path in files.items()]
@@ -160,9 +198,18 @@ def show_runs(runs: Sequence[Mapping[str, Any]]) -> None:
         console.print("no runs yet")
     for r in runs:
         started = time.strftime("%Y-%m-%d %H:%M", time.localtime(r["started"]))
-        accuracy = f"accuracy {r['metrics']['accuracy']:.4f}" if "accuracy" in r["metrics"] else r["error"]
         mlflow = r["mlflow_run_id"] or ""
-        console.print(_plain(f"{r['run']}  {started}  {r['status']:<11} {r['name']:<24} {accuracy}  {mlflow}"))
+        result = _headline(r["metrics"]) or r["error"]
+        console.print(_plain(f"{r['run']}  {started}  {r['status']:<11} {r['name']:<24} {result}  {mlflow}"))
+
+
+def _headline(metrics: Mapping[str, float]) -> str:
+    """The one figure that a run is known by; empty without one."""
+    for name, words in HEADLINES.items():
+        if name in metrics:
+            value = metrics[name]
+            return f"{value:,.0f} {words}" if name in WHOLE else f"{words} {value:.4f}"
+    return ""
 
 
 def show_check(result: Mapping[str, Any]) -> None:

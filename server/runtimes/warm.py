@@ -12,6 +12,7 @@ from typing import Any
 
 from server import environment
 
+
 def warm_up(*, torch: bool = True) -> None:
     """Start the fork server and its imports, without waiting for them; once it runs, nothing happens."""
     environment.prepare()

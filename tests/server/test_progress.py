@@ -76,3 +76,69 @@ def test_text_of_any_language_stays_and_a_stray_byte_can_be_printed():
     assert printable("Zürich ε 銀行 x") == "Zürich ε 銀行 x"
     assert printable("a\udc80b\x00\x7f\x85\u2028").encode() == "a�b����".encode()
     assert printable(None) == "None" and printable("") == ""
+
+
+# ---- vertical jobs
+
+
+def told(events, capsys, monkeypatch) -> list[str]:
+    monkeypatch.setenv("COLUMNS", "200")
+    with Progress() as progress:
+        for event in events:
+            progress.event(event)
+    lines = capsys.readouterr().err.splitlines()
+    return [re.sub(r"^ *[\d.]+ s +", "", line).strip() for line in lines]
+
+
+@pytest.mark.parametrize(("unit", "steps"), [("epoch", 3), ("tree", 3)])
+def test_records_of_a_vertical_job_are_named_by_what_they_are(unit, steps, capsys, monkeypatch):
+    opened = Event("session", 1, {"parties": ["a", "b"], "unit": unit, "steps": steps})
+    records = [
+        Event("record", 0, {"rows_aligned": "30000", "seconds": "0.5", "bytes": "7"}),
+        Event("record", 3, {"loss": "0.41", "auc": "0.77", "seconds": "0.1"}),
+        Event("record", 4, {"auc": "0.78", "ks": "0.44", "loss": "0.42", "rows_aligned": "30000"}),
+    ]
+    aligned, step, result = told([opened, *records], capsys, monkeypatch)[1:]
+    assert aligned == "aligned 30,000 rows  seconds 0.5"
+    assert step == f"{unit} 3: auc 0.77  loss 0.41  seconds 0.1"
+    assert result == "result: auc 0.78  ks 0.44  loss 0.42"
+
+
+def test_a_later_session_of_another_kind_is_told_as_before(capsys, monkeypatch):
+    vertical = Event("session", 1, {"parties": ["a"], "unit": "tree", "steps": 3})
+    psi = Event("session", 1, {"parties": ["a"]})
+    *_, line = told([vertical, psi, Event("record", 1, {"intersection_size": "20"})], capsys, monkeypatch)
+    assert line == "round 1: intersection_size 20"
+
+
+def test_an_odd_count_is_shown_as_it_is(capsys, monkeypatch):
+    opened = Event("session", 1, {"parties": ["a"], "unit": "tree", "steps": 3})
+    lines = told([opened, Event("record", 0, {"rows_aligned": EVIL})], capsys, monkeypatch)
+    assert SHOWN in harmless(" ".join(lines))
+
+
+def test_counts_are_whole_numbers_and_figures_come_first(capsys):
+    metrics = {"bytes": 23029208.0, "auc": 0.785629, "rows_aligned": 30000.0, "seconds_per_tree": 0.0751493, "new": 1.5}
+    show_summary(SUMMARY | {"metrics": metrics})
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert [re.split(r"  +", line) for line in lines[:5]] == [
+        ["AUC on all test rows", "0.7856"],
+        ["rows aligned", "30,000"],
+        ["seconds a tree, median", "0.07515"],
+        ["bytes of messages, all parties", "23,029,208"],
+        ["new", "1.5"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "shown"),
+    [
+        ({"loss": 1.0, "accuracy": 0.91234}, "accuracy 0.9123"),
+        ({"auc": 0.785629, "loss": 0.4}, "AUC 0.7856"),
+        ({"rmse": 2.5, "r2": 0.4}, "RMSE 2.5000"),
+        ({"intersection_size": 2000.0}, "2,000 ids in common"),
+    ],
+)
+def test_a_run_is_known_by_its_main_figure(metrics, shown, capsys):
+    show_runs([RUN | {"metrics": metrics, "error": ""}])
+    assert shown in capsys.readouterr().out

@@ -70,7 +70,7 @@ def page(tmp_path: Path, **changes: Any) -> str:
 
 
 def figure(html: str, title: str) -> str:
-    return next(f for f in re.findall(r"<figure>.*?</figure>", html, re.S) if title in f)
+    return next(f for f in re.findall(r"<figure[^>]*>.*?</figure>", html, re.S) if title in f)
 
 
 class Tags(HTMLParser):

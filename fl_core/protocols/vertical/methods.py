@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_core.channel import Channel
+from fl_core.crypto.noise import NoiseStream, OsStream, SeededStream
 from fl_core.crypto.ring import Floats
 from fl_core.errors import DataError
 from fl_core.learning.binning import BinnedFeatures, one_hot
 from fl_core.learning.columns import Columns, LinearFeatures
+from fl_core.learning.seeds import derive_seed
 from fl_core.messages import COORDINATOR
 from fl_core.protocols.vertical.course import Course, Rows, Split
 from fl_core.protocols.vertical.plan import GBDT_BINS, Plan, Task
@@ -241,7 +243,7 @@ class Linear(Method):
         """As `Method.predictions`; a strict model's probability is linear in the score."""
         if not (self.plan.vertical.strict or self.plan.union):
             return super().predictions(scores)
-        p = np.clip(0.5 + scores / 8.0, 1e-6, 1.0 - 1e-6)
+        p = linear_probabilities(scores)
         return p[:, 0] if self.task.outputs == 1 else np.asarray(p / p.sum(axis=1, keepdims=True))
 
     def describe(self) -> dict[str, Any]:
@@ -382,12 +384,20 @@ class SplitNetwork(Method):
             assert self.own.labels is not None
             self.model = split_nn.train_active(
                 self.channel, plan.passives, self.x, self.own.labels, self.task.objective, self.task.outputs,
-                self.split, settings, course=course,
+                self.split, settings, course=course, noise=self._noise("gradient", course.begun),
             )  # fmt: skip
         else:
             self.model = split_nn.train_passive(
-                self.channel, plan.active, self._x(), self.split, settings, course=course
-            )
+                self.channel, plan.active, self._x(), self.split, settings, course=course,
+                noise=self._noise("embedding", course.begun),
+            )  # fmt: skip
+
+    def _noise(self, what: str, begun: int) -> NoiseStream:
+        """The operating system's, unless the job says that it is to repeat and protects nothing."""
+        if self.plan.job.privacy.noise != "seeded":
+            return OsStream()
+        seed = derive_seed(self.plan.job.seed, "noise", what, self.channel.me, begun)
+        return SeededStream(seed.to_bytes(8, "big"))
 
     def _x(self) -> NDArray[np.float32]:
         if self.x is None:
@@ -401,7 +411,8 @@ class SplitNetwork(Method):
         if self.active:
             z = split_nn.score_active(self.channel, self.plan.passives, self.model, self.x, rows)
             return z.reshape(len(rows), -1)
-        split_nn.score_passive(self.channel, self.plan.active, self.model, self._x(), rows)
+        noise = self._noise("scores", 0)
+        split_nn.score_passive(self.channel, self.plan.active, self.model, self._x(), rows, noise=noise)
         return None
 
     def union_part(self, rows: Rows) -> Floats:
@@ -419,6 +430,17 @@ class SplitNetwork(Method):
 
 
 METHODS: dict[str, type[Method]] = {"logistic": Linear, "gbdt": Trees, "split-nn": SplitNetwork}
+
+
+TAIL = 0.02
+
+
+def linear_probabilities(scores: Floats) -> Floats:
+    """1/2 + z/8 within (0, 1): beyond `TAIL` of either end exponential, so that no two scores become equal."""
+    p = 0.5 + scores / 8.0
+    low = TAIL * np.exp(np.minimum(p - TAIL, 0.0) / TAIL)
+    high = 1.0 - TAIL * np.exp(np.minimum(1.0 - TAIL - p, 0.0) / TAIL)
+    return np.asarray(np.where(p < TAIL, low, np.where(p > 1.0 - TAIL, high, p)))
 
 
 def balanced(labels: NDArray[np.int64], classes: int) -> tuple[float, ...]:

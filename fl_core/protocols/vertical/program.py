@@ -203,6 +203,8 @@ def _tell_task(channel: Channel, plan: Plan, table: Table, aligned: Alignment) -
     if plan.vertical.algorithm == "logistic" and table.objective == "regression":
         allowed = "classes (objective = multiclass), or algorithm gbdt or split-nn"
         raise DataError(f"{table.where}, labels", "numbers, which logistic regression does not learn", allowed=allowed)
+    if plan.union and table.objective == "regression":
+        raise DataError(f"{table.where}, labels", "numbers, over a union", allowed="classes (objective = multiclass)")
     outputs = len(table.classes) if table.objective == "multiclass" else 1
     weights: tuple[float, ...] = ()
     if plan.vertical.class_weight == "balanced" and table.classes:
