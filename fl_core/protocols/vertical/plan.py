@@ -109,8 +109,8 @@ class Plan:
 
     @property
     def epochs(self) -> int:
-        """As set, or 10."""
-        return self.vertical.epochs or 10
+        """As set; by default 20 for a logistic regression and 10 for a split network."""
+        return self.vertical.epochs or (20 if self.vertical.algorithm == "logistic" else 10)
 
     def logistic(self, task: Task, rows: int) -> LogisticSettings:
         """For `rows` training rows; by default six batches or more, of at least 64 and at most 4096 rows."""
