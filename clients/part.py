@@ -101,6 +101,7 @@ def bind(config: NodeConfig, view: Any, own: dict[str, Any], *, begun: bool) -> 
 def _with_files(config: NodeConfig, job: Job, own: dict[str, Any]) -> tuple[Job, dict[str, Any]]:
     """The job with the folder of its file, and with the model it starts from."""
     own = dict(own)
+    own.pop("model", None)  # where its part of a model lies, which the program asks for itself
     init = own.pop("init", None)
     if init is not None and file_digest(config.base / init) != job.model.init:
         raise DataError("model.init", f"{init} is not the file the job names", allowed=f"SHA-256 {job.model.init}")

@@ -16,7 +16,7 @@ from fl_core.job import Job, Party
 if TYPE_CHECKING:
     from clients.sql_source import SqlSource
 
-KINDS = ("horizontal", "vertical", "psi")
+KINDS = ("horizontal", "vertical", "predict", "psi")
 EVERY = "*"
 #: What a coordinator may say of a party's part of the job.
 _TOLD = {"data": str, "label": str, "id": list, "columns": list, "categorical": list}

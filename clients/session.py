@@ -109,6 +109,12 @@ class Attendance(Role):
             from clients.vertical_preview import preview
 
             preview(self.job, self.party, self.home.store.budget, self.home.config.policy)
+        elif self.job.kind == "predict" and self.party is not None:
+            from clients import prediction
+
+            config, budget = self.home.config, self.home.store.budget
+            folder = prediction.part_folder(config, self.job)
+            prediction.preview(self.job, self.party, folder, budget, config.policy)
         else:
             self.program()
         return {"schema": "", "classes": ""}
@@ -218,6 +224,10 @@ def make_program(attendance: Attendance) -> Program:
         from clients.vertical import VerticalProgram
 
         return VerticalProgram(home, attendance.job, party)
+    if attendance.job.kind == "predict":
+        from clients.prediction import PredictProgram
+
+        return PredictProgram(home, attendance.job, party)
     from clients.psi import PsiProgram
 
     return PsiProgram(home, attendance.job, party)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import io
 import json
 import os
 import re
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 
 from clients.columns import Loaded, Objective, classes_of, read_columns
 from clients.data import dataset_name
+from clients.model_folder import write_part, write_scores
 from clients.part import source_of
 from clients.session import Post, Program, Result
 from clients.sources import read_ids
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from clients.participant import Participant
     from clients.policy import Policy
 
-FORMAT = "fedseal-vertical/1"
 KEPT_STEPS = 3  # states of so many steps are kept: parties may be a step or two apart when one is lost
 
 
@@ -66,7 +65,7 @@ class VerticalProgram(Program):
         """HMAC-SHA-256, hex, over ids, columns and labels."""
         _, table = self._table()
         mac = hmac.new(self._home.store.commitment_key, digestmod=hashlib.sha256)
-        for block in _content(table):
+        for block in content_of(table):
             mac.update(len(block).to_bytes(8, "big") + block)
         return mac.hexdigest()
 
@@ -80,7 +79,10 @@ class VerticalProgram(Program):
         outputs = {"model": self._write_model(folder / "model", outcome)}
         if outcome.predictions is not None:
             outputs["predictions"] = folder / "predictions.csv"
-            _write_predictions(outputs["predictions"], ids, table, outcome)
+            import pyarrow as pa
+
+            held = ids.take(pa.array(outcome.test))
+            write_scores(outputs["predictions"], held, outcome.predictions, table.classes)
         site.forget()
         said: dict[str, Any] = {"model": _folder_digest(outputs["model"], self._home.store.commitment_key)}
         if outcome.roc:
@@ -127,7 +129,6 @@ class VerticalProgram(Program):
     def _write_model(self, folder: Path, outcome: Outcome) -> Path:
         method, job = outcome.method, self._job
         about = {
-            "format": FORMAT,
             "party": self._party.name,
             "role": "active" if self._party.name == self._plan.active else "passive",
             "parties": list(self._plan.parties),
@@ -139,12 +140,7 @@ class VerticalProgram(Program):
             "classes": list(self._table()[1].classes),
             **method.describe(),
         }
-        private_dir(folder)
-        with io.BytesIO() as held:
-            arrays: dict[str, Any] = method.arrays()
-            np.savez(held, **arrays)
-            write_atomic(folder / "arrays.npz", held.getvalue())
-        write_atomic(folder / "model.json", json.dumps(about, indent=1, ensure_ascii=False).encode())
+        write_part(folder, about, method.arrays())
         write_atomic(folder / "card.md", _card(about, outcome, method.importance()).encode())
         return folder
 
@@ -173,14 +169,14 @@ def load_table(job: Job, party: Party, policy: Policy | None) -> tuple[pa.Table,
     duplicates: Literal["error", "first"] = "first" if job.psi.duplicates == "first" else "error"
     ids = hash_ids(loaded.ids.columns, party.id, where=where, duplicates=duplicates)
     pictures = None if loaded.block is None or loaded.block.ndim == 2 else loaded.block
-    table = Table(ids.hashes, _texts(loaded.ids), loaded.columns, pictures, where)
+    table = Table(ids.hashes, texts_of_ids(loaded.ids), loaded.columns, pictures, where)
     if loaded.labels is not None:
         y, classes, objective = classes_of(loaded.labels, _objective(job), f"{where}, column {party.label!r}")
         table = replace(table, labels=y, classes=classes, objective=objective)
     if party.name == plan.active and job.evaluate.test_ids not in (None, GIVEN):
         table = replace(table, test=_named_rows(job, party, policy, ids.hashes))
     if len(ids.rows) < len(loaded.columns) or duplicates == "first":
-        table = _take(table, ids.rows)
+        table = take_rows(table, ids.rows)
         loaded = replace(loaded, ids=loaded.ids.take(ids.rows))
     return loaded.ids, table
 
@@ -195,7 +191,7 @@ def _check_categorical(party: Party, loaded: Loaded, where: str) -> None:
             raise DataError(where, f"no column {name!r} to be categorical", allowed=", ".join(loaded.columns.names[:8]))
 
 
-def _take(table: Table, rows: NDArray[np.int64]) -> Table:
+def take_rows(table: Table, rows: NDArray[np.int64]) -> Table:
     """The rows that stay; hashes are of these alone already."""
     return replace(
         table,
@@ -206,7 +202,7 @@ def _take(table: Table, rows: NDArray[np.int64]) -> Table:
     )
 
 
-def _texts(ids: pa.Table) -> NDArray[np.str_]:
+def texts_of_ids(ids: pa.Table) -> NDArray[np.str_]:
     """A text for each row by which rows are put in order."""
     parts = [np.array([str(value) for value in column.to_pylist()], dtype=np.str_) for column in ids.columns]
     joined = parts[0]
@@ -264,7 +260,8 @@ def _chosen(names: tuple[str, ...], party: Party, index: int, count: int) -> lis
     return [names.index(name) for name in party.columns]
 
 
-def _content(table: Table) -> list[bytes]:
+def content_of(table: Table) -> list[bytes]:
+    """All that a party's commitment to its rows binds it to."""
     parts = [b"fedseal-vertical-data/1", table.items.tobytes()]
     for column in table.columns:
         values = column.numbers if column.numbers is not None else column.codes
@@ -364,28 +361,6 @@ def _save(path: Path, arrays: Mapping[str, Any]) -> None:
 # ---- files
 
 
-def _write_predictions(path: Path, ids: pa.Table, table: Table, outcome: Outcome) -> None:
-    import pyarrow as pa
-
-    from clients.psi import write_csv
-
-    assert outcome.predictions is not None
-    rows = pa.array(outcome.test)
-    held = ids.take(rows)
-    if outcome.predictions.ndim == 1:
-        held = held.append_column("score", pa.array(outcome.predictions))
-    else:
-        best = [table.classes[i] for i in outcome.predictions.argmax(axis=1)]
-        held = held.append_column("score", pa.array(best))
-        for i, name in enumerate(table.classes):
-            held = held.append_column(f"p_{name}", pa.array(outcome.predictions[:, i]))
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
-        os.chmod(part, 0o600)
-        write_csv(held, file)
-    part.replace(path)
-
-
 def _folder_digest(folder: Path, key: bytes) -> str:
     """A commitment to the files of a model, under the owner's key: weights of few columns could be guessed."""
     mac = hmac.new(key, digestmod=hashlib.sha256)
@@ -403,8 +378,7 @@ def _card(about: Mapping[str, Any], outcome: Outcome, importance: Mapping[str, f
         f"Held by **{about['party']}** ({about['role']}). It predicts only together with the parts of {others}.",
         "",
         f"- run `{about['run']}`, job `{about['job']}`",
-        f"- learned: {about['objective']}"
-        + (f", classes {', '.join(about['classes'])}" if about["classes"] else ""),
+        f"- learned: {about['objective']}" + (f", classes {', '.join(about['classes'])}" if about["classes"] else ""),
         f"- rows in common: {len(outcome.aligned.rows)}, held out: {len(outcome.aligned.split.test)}",
     ]
     lines += [f"- {name}: {decimal(value)}" for name, value in sorted(outcome.figures.items())]

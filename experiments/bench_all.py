@@ -20,6 +20,7 @@ from experiments import (
     bench_digits,
     bench_exchange,
     bench_ledger,
+    bench_predict,
     bench_psi,
     bench_rounds,
     bench_vertical,
@@ -72,6 +73,7 @@ BENCHES: dict[str, Callable[[], list[Figure]]] = {
     "deployment": bench_deployment.figures,
     "exchange": bench_exchange.figures,
     "psi": bench_psi.figures,
+    "predict": bench_predict.figures,
     "vertical": bench_vertical.figures,
 }
 

@@ -24,7 +24,7 @@ def job_from_public(view: Mapping[str, Any]) -> Job:
     if not isinstance(view, Mapping):
         raise JobFileError("job", "is not a table")
     _only_its_tables(view)
-    return _check_shared(read(Job, _numbers(Job, dict(view))))
+    return check_shared(read(Job, _numbers(Job, dict(view))))
 
 
 def _numbers(cls: type, table: dict[str, Any]) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def _known(key: str, name: str, known: tuple[str, ...]) -> None:
 
 def _check(job: Job) -> Job:
     """What holds between keys, and the files that are named."""
-    _check_shared(job)
+    check_shared(job)
     if job.runtime == "deployment":
         _check_deployment(job)
     else:
@@ -165,7 +165,7 @@ def _check(job: Job) -> Job:
     return job
 
 
-def _check_shared(job: Job) -> Job:
+def check_shared(job: Job) -> Job:
     """What holds between keys that every party sees."""
     seen: set[str] = set()
     for i, name in enumerate([*(p.name for p in job.parties), *job.train.receivers]):
@@ -174,7 +174,13 @@ def _check_shared(job: Job) -> Job:
         if name in seen:
             raise JobFileError(f"party[{i}].name", f"{name!r} is there twice", allowed="names that differ")
         seen.add(name)
-    {"horizontal": _check_horizontal, "vertical": _check_vertical, "psi": _check_psi}[job.kind](job)
+    checks = {
+        "horizontal": _check_horizontal,
+        "vertical": _check_vertical,
+        "predict": _check_predict,
+        "psi": _check_psi,
+    }
+    checks[job.kind](job)
     return job
 
 
@@ -189,6 +195,31 @@ def _check_psi(job: Job) -> None:
         raise JobFileError(
             "psi.protocol", f"'cm20' with {len(names)} parties and output {psi.output!r}", allowed="ecdh, auto"
         )
+
+
+def _check_predict(job: Job) -> None:
+    names, predict, psi = [p.name for p in job.parties], job.predict, job.psi
+    if len(names) < 2:
+        raise JobFileError("party", f"{len(names)} party", allowed="two or more")
+    if not predict.model:
+        raise JobFileError("predict.model", "missing", allowed="the --out folder of a vertical training, or its run")
+    for i, party in enumerate(job.parties):
+        for key in ("label", "columns", "categorical"):
+            if getattr(party, key):
+                raise JobFileError(f"party[{i}].{key}", "in a prediction", allowed="nothing; the model has its columns")
+    for name in predict.receivers:
+        if name not in names or predict.receivers.count(name) > 1:
+            raise JobFileError("predict.receivers", f"{name!r}", allowed=", ".join(names) + ", each once")
+    if predict.active not in (None, *names):
+        raise JobFileError("predict.active", f"{predict.active!r}", allowed=", ".join(names))
+    if predict.algorithm == "split-nn" and set(predict.receivers) - {predict.active}:
+        problem, allowed = f"{', '.join(predict.receivers)} with split-nn", f"{predict.active}, which has the top model"
+        raise JobFileError("predict.receivers", problem, allowed=allowed)
+    if psi.receivers or psi.output != "receivers":
+        key = "receivers" if psi.receivers else "output"
+        raise JobFileError(f"psi.{key}", "all parties of a prediction are aligned", allowed="output = receivers")
+    if psi.protocol == "cm20" and len(names) > 2:
+        raise JobFileError("psi.protocol", f"'cm20' with {len(names)} parties", allowed="ecdh, auto")
 
 
 def _check_vertical(job: Job) -> None:

@@ -17,17 +17,19 @@ from typing import Any
 from fl_core.errors import JobFileError
 from fl_core.schema import plain, setting
 
-KINDS = ("horizontal", "vertical", "psi")
+KINDS = ("horizontal", "vertical", "predict", "psi")
 #: The tables that a kind of job reads, beside the parties; another one in its file is an error.
 TABLES = {
     "horizontal": ("dataset", "model", "train", "encryption", "privacy", "evaluate"),
     "vertical": ("dataset", "psi", "vertical", "privacy", "evaluate", "session"),
+    "predict": ("predict", "psi", "session"),
     "psi": ("psi", "session"),
 }
 GIVEN = "given"  # stands for a file that one party alone reads
 MODELS = ("logistic", "mlp", "cnn")
 DATASETS = ("digits", "breast_cancer", "mnist10k", "pneumoniamnist")
 RUNTIMES = ("local", "simulation", "deployment")
+MIN_TREES = 20  # below it an exact score of boosted trees shows which way a row went
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 
 
@@ -179,6 +181,22 @@ class Vertical:
 
 
 @dataclasses.dataclass(frozen=True)
+class Predict:
+    """Scores of new rows by a vertical model, of which every party keeps its part.
+
+    `active` and `algorithm` are filled in from the training; `folder`, which no job file can set, is where on this
+    machine the parties' parts lie.
+    """
+
+    model: str = setting("", doc="the --out folder of the model's training, or its run: id, MLflow run id or name")
+    receivers: tuple[str, ...] = setting((), doc="who gets the scores; default: the party that had the labels")
+    min_trees: int = setting(MIN_TREES, low=1, doc="trees a score; with fewer an exact score shows a row's paths")
+    active: str | None = setting(None, doc="the party that had the labels, from the training")
+    algorithm: str | None = setting(None, choices=("logistic", "gbdt", "split-nn"), doc="from the training")
+    folder: str | None = setting(None, key="\0folder")
+
+
+@dataclasses.dataclass(frozen=True)
 class Session:
     """How long the parties may talk."""
 
@@ -203,6 +221,7 @@ class Job:
     evaluate: Evaluate = setting(Evaluate())
     psi: Psi = setting(Psi())
     vertical: Vertical = setting(Vertical())
+    predict: Predict = setting(Predict())
     session: Session = setting(Session())
     base: Path = dataclasses.field(default=Path(), metadata={"key": "\0base"})
 
@@ -214,6 +233,8 @@ class Job:
         view["party"] = [{"name": p.name} | ({"key": p.key} if p.key else {}) for p in self.parties]
         if self.model.init:
             view["model"]["init"] = file_digest(self.base / self.model.init)
+        if self.kind == "predict":
+            view["predict"].pop("\0folder", None)
         if self.kind == "vertical":
             view["vertical"]["active"] = self.active
             if self.evaluate.test_ids:
@@ -241,6 +262,8 @@ class Job:
             own = {k: v for k, v in dataclasses.asdict(party).items() if k != "name" and v not in (None, (), "any")}
         if self.evaluate.test_ids and self.kind == "vertical" and name == self.active:
             own["test_ids"] = self.evaluate.test_ids
+        if self.kind == "predict" and self.predict.folder:
+            own["model"] = str(Path(self.predict.folder) / name / "model")
         return own | ({"init": self.model.init} if self.model.init else {})
 
     @property
@@ -281,6 +304,8 @@ class Job:
             return _unsafe_psi(self)
         if self.kind == "vertical":
             return _unsafe_vertical(self)
+        if self.kind == "predict":
+            return _unsafe_predict(self)
         said = []
         if self.encryption.scheme == "none":
             said.append("encryption is off: the coordinator sees every party's update")
@@ -319,6 +344,16 @@ def _unsafe_vertical(job: Job) -> list[str]:
         if vertical.gradient == "none":
             said.append("gradients without protection: their norms give labels away to passive parties")
     return said
+
+
+def _unsafe_predict(job: Job) -> list[str]:
+    predict = job.predict
+    if predict.algorithm == "split-nn":
+        return ["a split network: the receiver sees embeddings of new rows, under the noise of the training, if any"]
+    if predict.algorithm != "logistic" and predict.min_trees < MIN_TREES:
+        few = f"{predict.min_trees} trees" if predict.min_trees > 1 else "a single tree"
+        return [f"scores of as few as {few}: an exact one shows the receiver a row's paths at the other parties"]
+    return []
 
 
 def public_digest(view: Mapping[str, Any]) -> str:

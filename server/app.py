@@ -54,6 +54,12 @@ def _part(job: Job) -> Part | None:
 
         learning = vertical.plan_of(job)
         return (lambda channel: coordinate(channel, learning)) if learning.coordinator is not None else None
+    if job.kind == "predict":
+        from fl_core.protocols.prediction import plan as prediction
+        from fl_core.protocols.prediction import program
+
+        scoring = prediction.plan_of(job)
+        return lambda channel: program.coordinate(channel, scoring)
     from fl_core.protocols.psi.jobs import plan_of
     from fl_core.protocols.psi.program import compare
 

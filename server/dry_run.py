@@ -14,6 +14,7 @@ from fl_core.errors import FedsealError, RefusedError
 from fl_core.files import private_dir
 from fl_core.home import Home
 from fl_core.job import Job, Party
+from server.trained import with_model, with_run
 
 
 def dry_run(
@@ -34,7 +35,8 @@ def dry_run(
     if read.runtime == "deployment":
         from server.runtimes.remote import check_there
 
-        return check_there(read, place)
+        return check_there(with_run(read, place), place)
+    read = with_model(read, place)
     parties, data = [], {}
     for party in read.parties:
         told, loaded = _party(read, party, place)
@@ -56,7 +58,25 @@ def dry_run(
 def _party(job: Job, party: Party, home: Home) -> tuple[dict[str, Any], Any]:
     if job.kind == "horizontal":
         return _trainer(job, party, home)
+    if job.kind == "predict":
+        return _scorer(job, party, home), None
     return (_holder(job, party, home) if job.kind == "vertical" else _member(job, party)), None
+
+
+def _scorer(job: Job, party: Party, home: Home) -> dict[str, Any]:
+    """A party of a prediction: its new rows, and the columns of its part of the model."""
+    from clients.prediction import preview
+    from fl_core.trust.budget import Budget
+
+    told: dict[str, Any] = {"party": party.name, "status": "ready", "problem": ""}
+    budget = Budget(private_dir(home.party(party.name)) / "budget.db")
+    try:
+        seen = preview(job, party, Path(job.own_part(party.name)["model"]), budget, None)
+    except FedsealError as error:
+        told["status"] = "refused" if isinstance(error, RefusedError) else "problem"
+        told["problem"] = str(error)
+        return told
+    return told | {"table": f"{seen.rows:,}", "columns": seen.columns}
 
 
 def _holder(job: Job, party: Party, home: Home) -> dict[str, Any]:

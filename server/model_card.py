@@ -77,7 +77,7 @@ def _use() -> list[str]:
     return [
         "A prediction needs every part: each party keeps its own, the folder `model` among its outputs, whose",
         "`card.md` names its columns. The scores of the held-out rows went to the active party, unless rows were those",
-        'of a union. Joint predictions (`kind = "predict"`) are not part of this version.',
+        'of a union. New rows are scored by a job of `kind = "predict"`, which names this run.',
     ]
 
 

@@ -30,7 +30,7 @@ def write_report(path: Path, *, facts: Mapping[str, Any]) -> None:
     path : of the HTML file.
     facts : `run, name, status, job` (the public view), `metrics, rounds` (bodies of the ledger's round entries),
         `unsafe` (texts), `ledger` (`path, size, root, log, checkpoint, cosigned`), `model` (digest), `seconds`;
-        of a vertical job also `said`, the bodies of the parties' statements on their session, by party.
+        of a session also `said`, the bodies of the parties' statements on their session, by party.
 
     Raises
     ------
@@ -63,6 +63,8 @@ def _told(facts: Facts) -> Told:
     kind = facts["job"].get("kind", "horizontal")
     if kind == "vertical":
         from server.report_vertical import tell
+    elif kind == "predict":
+        from server.report_predict import tell
     elif kind == "psi":
         from server.report_psi import tell
     else:

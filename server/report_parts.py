@@ -14,6 +14,7 @@ Facts = Mapping[str, Any]
 
 COLUMNS = {
     "rows_aligned": "rows aligned",
+    "rows_per_second": "rows a second",
     "auc": "AUC",
     "ks": "KS",
     "accuracy": "accuracy",

@@ -47,6 +47,7 @@ from server.recorders.mlflow import MlflowRecorder, deliver_leftovers  # noqa: E
 from server.recorders.words import flat, note  # noqa: E402
 from server.registry import RunFolder, RunInfo, find_unfinished, new_run_id  # noqa: E402
 from server.runtimes.base import FederationGrid  # noqa: E402
+from server.trained import with_model, with_run  # noqa: E402
 from strategies.coordination import Coordination, Event, SessionHost  # noqa: E402
 
 if TYPE_CHECKING:
@@ -92,7 +93,9 @@ def run_job(
     if read.runtime == "deployment":
         from server.runtimes.remote import run_remote
 
+        read = with_run(read, place)
         return run_remote(read, place, out=out, resume=resume, on_event=on_event)
+    read = with_model(read, place)
     if resume:
         folder, info = find_unfinished(place, read.digest())
         if out is not None and os.path.abspath(out) != info.out:
@@ -341,6 +344,8 @@ class Running:
             models = [("model", name, "model") for name in parties]
             union = self.job.psi.output == "union"
             return models if union else [*models, ("predictions", self.job.active, "predictions.csv")]
+        if self.job.kind == "predict":
+            return [("scores", name, "scores.csv") for name in self.job.predict.receivers]
         if self.job.psi.output == "cardinality":
             return []
         name = {"receivers": "intersection", "union": "union"}[self.job.psi.output]

@@ -1,4 +1,4 @@
-"""`fedseal audit verify | show | prove`: what an auditor needs, offline."""
+"""`fedseal audit verify | usage | show | prove`: what an auditor needs, offline."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from fl_core.errors import UsageError
 from server.cli.options import HomeOption, JsonOption
 
 if TYPE_CHECKING:
+    from fl_core.trust.ledger import Ledger
     from fl_core.trust.verify import Report
 
 app = typer.Typer(
@@ -84,6 +85,39 @@ def _print_report(path: Path, report: Report) -> None:
         console.print(
             f"run {name}: {run.state}, {run.entries} entries, co-signed by {run.cosigned}, quorum {run.quorum}"
         )
+
+
+@app.command(epilog="Example: fedseal audit usage --ledger .fedseal/serving/ledger.db --json")
+def usage(ledger: LedgerOption = None, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Who was served how much by this model's owner: blocks, rows and bytes by client and model."""
+    from fl_core.home import Home
+    from fl_core.trust.ledger import Ledger
+
+    path = ledger or Home.open(home).path / "serving" / "ledger.db"
+    if not path.is_file():
+        raise UsageError(f"{path}: no ledger here")
+    with Ledger.open(path) as opened:
+        found = _usage(opened)
+    if as_json:
+        print(json.dumps({"usage": found, "ledger": str(path)}))
+        return
+    for line in found:
+        told = f"{line['rows']:>10} rows {line['blocks']:>8} blocks {line['bytes']:>14} bytes"
+        print(f"{line['client']:<20} {line['model']:<20} {told}")
+
+
+def _usage(ledger: Ledger) -> list[dict[str, Any]]:
+    """The sums, by client and model, of receipts; `audit verify` says whether they may be believed."""
+    sums: dict[tuple[str, str], list[int]] = {}
+    for entry in ledger.entries(kind="served"):
+        request, body = entry.body["request"], entry.body
+        line = sums.setdefault((request["by"], request["body"]["model"]), [0, 0, 0])
+        for i, value in enumerate((1, request["body"]["rows"], body["received"] + body["answered"])):
+            line[i] += value
+    return [
+        {"client": client, "model": model, "blocks": blocks, "rows": rows, "bytes": size}
+        for (client, model), (blocks, rows, size) in sorted(sums.items())
+    ]
 
 
 @app.command(epilog="Examples: fedseal audit show · fedseal audit show digits-ckks-dp --kind round")

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from fl_core.errors import FedsealError
-from server.cli import audit, backup, coordinator, jobs, node
+from server.cli import audit, backup, coordinator, jobs, node, serve
 
 app = typer.Typer(
     name="fedseal",
@@ -19,6 +19,7 @@ app = typer.Typer(
     add_completion=False,
 )
 jobs.register(app)
+serve.register(app)
 backup.register(app)
 app.add_typer(audit.app, name="audit")
 app.add_typer(coordinator.app, name="coordinator")

@@ -40,7 +40,8 @@ CHECKED = {
     "epsilon_left": "ε left",
 }
 SHOWN = (
-    "accuracy", "auc", "ks", "rmse", "r2", "loss", "valid_loss", "test_loss", "epsilon", "intersection_size", "seconds"
+    "accuracy", "auc", "ks", "rmse", "r2", "loss", "valid_loss", "test_loss", "epsilon", "intersection_size",
+    "rows_per_second", "seconds",
 )  # fmt: skip
 
 NAMES = {
@@ -53,6 +54,7 @@ NAMES = {
     "epsilon": "ε spent, largest of the parties",
     "intersection_size": "ids in the intersection",
     "rows_aligned": "rows aligned",
+    "rows_per_second": "rows scored a second",
     "test_rows": "test rows",
     "bytes_up": "bytes up, a party and round",
     "bytes_down": "bytes down, a party and round",
@@ -62,8 +64,13 @@ NAMES = {
     "bytes": "bytes of messages, all parties",
     "seconds": "seconds of the session",
 }
-WHOLE = ("bytes", "bytes_up", "bytes_down", "intersection_size", "rows_aligned", "test_rows")
-HEADLINES = {"accuracy": "accuracy", "auc": "AUC", "rmse": "RMSE", "intersection_size": "ids in common"}
+WHOLE = (
+    "bytes", "bytes_up", "bytes_down", "intersection_size", "rows_aligned", "rows_per_second", "test_rows"
+)  # fmt: skip
+HEADLINES = {
+    "accuracy": "accuracy", "auc": "AUC", "rmse": "RMSE", "intersection_size": "ids in common",
+    "rows_aligned": "rows scored",
+}  # fmt: skip
 
 
 class Progress:

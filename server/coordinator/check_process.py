@@ -22,6 +22,7 @@ from fl_core.processes import die_with_parent  # noqa: E402
 from fl_core.trust.identity import CardBook, Identity  # noqa: E402
 from fl_core.trust.ledger import Ledger  # noqa: E402
 from server.dry_run import SAME, disagreements  # noqa: E402
+from server.trained import with_model  # noqa: E402
 from strategies.ceremony import check  # noqa: E402
 from strategies.coordination import Coordination  # noqa: E402
 from strategies.dispatch import Dispatcher, Reply  # noqa: E402
@@ -40,7 +41,7 @@ def main() -> None:
     """Ask, and print what `fedseal check --json` prints."""
     die_with_parent()
     home, given = Home.open(sys.argv[1]), json.load(sys.stdin)
-    job = load_job(given["job"])
+    job = with_model(load_job(given["job"]), home)
     replies, notices = _ask(home, sys.argv[2], job, given)
     parties = [_told(name, replies[name], notices.get(name, "")) for name in given["nodes"]]
     shown = {n: r.packet.statement.body for n, r in replies.items() if r.ok and r.packet is not None}

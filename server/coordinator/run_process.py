@@ -22,6 +22,7 @@ from fl_core.home import Home  # noqa: E402
 from fl_core.processes import die_with_parent  # noqa: E402
 from server.coordinator.submission import FAILED, SUMMARY, Events, load  # noqa: E402
 from server.registry import RunFolder  # noqa: E402
+from server.trained import with_model  # noqa: E402
 from strategies.coordination import Event  # noqa: E402
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def _run(home: Home, folder: RunFolder, given: dict[str, Any], tell: Callable[[E
     from server.runtimes.deployment import Link, Task
 
     table, caller = load(folder.path)
-    job, info, resume = load_job(table), folder.info(), bool(given["resume"])
+    job, info, resume = with_model(load_job(table), home), folder.info(), bool(given["resume"])
     access = _access(home, given) if job.is_session else None
     link = Link(given["address"], given["ca"].encode(), Task(**given["task"]), given["nodes"], access)
     return Running(job, home, folder, info, tell, resume=resume, link=link, caller=caller).run(time.time())

@@ -18,6 +18,7 @@ from server.coordinator.folder import CoordinatorFolder
 from server.coordinator.submission import Caller, Events, save
 from server.registry import RunFolder, RunInfo, all_runs, find, find_unfinished, new_run_id
 from server.runtimes.superlink import SuperLink
+from server.trained import with_model
 
 STOP_SECONDS, CHECK_SECONDS = 60.0, 120.0
 
@@ -38,7 +39,7 @@ class Runs:
         """
         job, nodes = self._read(table)
         run, info = self._place(job, resume=resume)
-        save(run.path, table, caller)
+        save(run.path, job.table() if job.kind == "predict" else table, caller)  # with the run of its model
         events = Events(run.path)
         had = events.count()
         self._spawn(run, info, nodes, resume=resume)
@@ -47,7 +48,7 @@ class Runs:
     def _read(self, table: Mapping[str, Any]) -> tuple[Job, dict[str, int]]:
         """The job and Flower's numbers of its parties' nodes."""
         try:
-            job = load_job(table)
+            job = with_model(load_job(table), self.home)
         except RecursionError:
             raise UsageError("the submitted job is nested too deeply; allowed: the tables of docs/jobs.md") from None
         if job.runtime != "deployment":

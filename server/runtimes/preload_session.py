@@ -11,6 +11,7 @@ MODULES = (
     "clients.session",
     "clients.psi",
     "clients.vertical",
+    "clients.prediction",
     "server.runtimes.wire",
     "pyarrow.csv",
     "pyarrow.compute",

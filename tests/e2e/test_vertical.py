@@ -106,7 +106,9 @@ ALGORITHMS = {
 @pytest.mark.parametrize("which", ALGORITHMS)
 def test_each_party_gets_its_part_and_nobody_sees_the_others(place, which):
     algorithm, more = ALGORITHMS[which]
-    done = place.fedseal("run", job(place, ["bank", "bureau"], algorithm=algorithm, more=more), "--out", "out", "--json")
+    done = place.fedseal(
+        "run", job(place, ["bank", "bureau"], algorithm=algorithm, more=more), "--out", "out", "--json"
+    )
     assert done.code == 0, done
     metrics = done.json["metrics"]
     assert metrics["rows_aligned"] == 1000 and metrics["auc"] > 0.8, metrics
@@ -226,7 +228,9 @@ def test_more_bins_than_values_and_constant_columns_train_all_the_same(place):
     text = (place.path / "bureau.csv").read_text().splitlines()
     lines = [text[0] + ",flag,same", *(f"{row},{i % 2},7" for i, row in enumerate(text[1:]))]
     (place.path / "bureau.csv").write_text("\n".join(lines) + "\n")
-    done = place.fedseal("run", job(place, ["bank", "bureau"], algorithm="gbdt", more="trees = 3"), "--out", "out", "--json")
+    done = place.fedseal(
+        "run", job(place, ["bank", "bureau"], algorithm="gbdt", more="trees = 3"), "--out", "out", "--json"
+    )
     assert done.code == 0, done
     card = (place.path / "out" / "bureau" / "model" / "card.md").read_text()
     assert "same" in card and "constant" in card
@@ -247,7 +251,9 @@ def test_simulation_gives_what_local_gives(place):
         pytest.skip("the extra fedseal[simulation] is not installed")
     path = job(place, ["bank", "bureau"], algorithm="gbdt", more="trees = 4")
     local = place.fedseal("run", path, "--out", "a", "--json").json["metrics"]
-    ray = place.fedseal("run", path, "--runtime", "simulation", "--out", "b", "--json").json["metrics"]
+    done = place.fedseal("run", path, "--runtime", "simulation", "--out", "b", "--json")
+    assert done.code == 0, done
+    ray = done.json["metrics"]
     assert ray["auc"] == pytest.approx(local["auc"], abs=1e-6)
 
 
@@ -276,7 +282,9 @@ def test_nodes_of_a_deployment_train_together(tmp_path):
         figures = {}
         for which in ("open", "trees"):
             algorithm, more = ALGORITHMS[which]
-            path = job(ann, ["bank", "bureau"], algorithm=algorithm, more=more, runtime="deployment", data="people", name=which)
+            path = job(
+                ann, ["bank", "bureau"], algorithm=algorithm, more=more, runtime="deployment", data="people", name=which
+            )
             done = ann.fedseal("run", path, "--json")
             assert done.code == 0, done
             figures[which] = done.json["metrics"]

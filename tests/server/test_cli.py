@@ -26,7 +26,19 @@ from server.cli.main import main
 from server.registry import RunFolder, RunInfo, new_run_id
 
 HEAVY = ("torch", "flwr", "mlflow", "opacus", "tenseal", "numpy", "pyarrow")
-COMMANDS = ["run", "check", "runs", "logs", "stop", "audit verify", "audit show", "audit prove"]
+COMMANDS = [
+    "run",
+    "check",
+    "runs",
+    "logs",
+    "stop",
+    "audit verify",
+    "audit show",
+    "audit prove",
+    "audit usage",
+    "serve",
+    "predict",
+]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,11 @@ def facts(view: dict[str, Any] | None = None, *, steps: int = 10, ended: bool = 
     view = view or job()
     vertical, names = view["vertical"], [party["name"] for party in view["party"]]
     trees = vertical["algorithm"] == "gbdt"
-    planned = vertical["trees"] if trees else vertical.get("epochs") or 10
+    planned = (
+        vertical["trees"]
+        if trees
+        else vertical.get("epochs") or (20 if vertical.get("algorithm") == "logistic" else 10)
+    )
     metrics = {0: {"rows_aligned": "30000"}}
     metrics |= {n: {"loss": f"{0.7 - n / 100:.6g}", "auc": f"{0.5 + n / 100:.6g}"} for n in range(1, steps + 1)}
     if ended:

@@ -16,6 +16,9 @@ The operations (D. Beaver, CRYPTO 1991; with a matrix that is masked once: PROTO
 - truncation of shared numbers x, |x| < 2^62: c = x + 2^62 + r is opened; ⌊x/2^k⌋ follows from c and shares of ⌊r/2^k⌋
   and of r's highest bit, off by at most one, without bias.  (Local truncation is off by 2^(64-k) now and then.)
 - scaling of shared numbers by fixed shared ones (the weights of rows), and the scalar product of two masked vectors.
+- product, element by element, of shared numbers x = Σ x_i and another party's own c: each holder sends x_i - a_i to it
+  and gets c - b from it; Σ x_i (c - b) + b·Σ (x_i - a_i) + b·Σ a_i = x c.  Where only sums of products are needed, so
+  many elements are dealt.
 
 What can be drawn from a stream that the dealer shares with a party is not sent; the rest of what a *script* of
 operations needs goes to each party in one message.
@@ -26,6 +29,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -42,6 +46,7 @@ ORDER = "order"
 MAX_SCRIPT = 64 << 20
 MAX_DEAL = 1 << 30
 MAX_ROWS, MAX_COLUMNS = 1 << 31, 1 << 20
+MAX_PRODUCTS = 1 << 26  # of one operation
 _HEAD = struct.Struct(">I")
 _DTYPES: dict[int, np.dtype[Any]] = {32: U32, 64: U64}
 HALF = np.uint64(1 << 62)
@@ -93,6 +98,18 @@ class Script:
     def scale(self, start: int, stop: int, count: int) -> None:
         """Shared numbers of rows start … stop times the weights of these rows."""
         self.ops.append({"op": "scale", "start": start, "stop": stop, "count": count})
+
+    def multiply(
+        self, holders: Sequence[str], other: str, rows: int, widths: Sequence[int], *, summed: bool, bits: int
+    ) -> None:
+        """Numbers shared among `holders`, (rows, Σ widths), times those of party `other`, who holds a share too then.
+
+        summed : over the columns of each of the `widths`.
+        """
+        self.ops.append({
+            "op": "multiply", "holders": list(holders), "other": other, "rows": rows, "widths": list(widths),
+            "summed": int(summed), "bits": bits,
+        })  # fmt: skip
 
     def dot(self, left: str, right: str) -> None:
         """The scalar product of what two parties masked last (for transposed products)."""
@@ -175,6 +192,8 @@ class Dealer:
                 self._begin_weights(op)
             case "scale":
                 self._scale(op)
+            case "multiply":
+                self._multiply(op)
             case "dot":
                 self._dot(op)
             case name if name in self._more:
@@ -225,6 +244,17 @@ class Dealer:
         *others, last = holders
         self._parts[last].append(made - _sum(self._streams[p].draw(*shape) for p in others))
 
+    def _multiply(self, op: Op) -> None:
+        holders, other, widths, dtype = op["holders"], op["other"], op["widths"], _DTYPES[op["bits"]]
+        rows, columns = op["rows"], sum(widths)
+        if not (0 <= rows <= MAX_ROWS and min(widths) >= 0 and rows * columns <= MAX_PRODUCTS) or other in holders:
+            raise ValueError("size")
+        made = self._streams[other].draw(rows, columns, dtype=dtype)
+        made = made * _sum(self._streams[p].draw(rows, columns, dtype=dtype) for p in holders)
+        if op["summed"]:
+            made = sums(made, widths)
+        self._parts[other].append(made - _sum(self._streams[p].draw(*made.shape, dtype=dtype) for p in holders))
+
     def _dot(self, op: Op) -> None:
         left, right = op["left"], op["right"]
         whole = (self._masks[left, right] * self._masks[right, left]).sum(axis=0, dtype=np.uint64)
@@ -267,6 +297,13 @@ def check_rows(rows: Rows, total: int) -> int:
     if len(rows) and rows[-1] >= total:
         raise ValueError("rows")
     return len(rows)
+
+
+def sums(elements: Elements, widths: Sequence[int]) -> Elements:
+    """(n, Σ widths) → (n, len(widths)): the sums over the first `widths[0]` columns, over the next ones, and so on."""
+    ends = np.cumsum([0, *widths]).tolist()
+    made = [elements[:, a:b].sum(axis=1, dtype=elements.dtype) for a, b in pairwise(ends)]
+    return np.stack(made, axis=1) if made else np.zeros((len(elements), 0), elements.dtype)
 
 
 def _sum(shares: Iterator[Elements]) -> Elements:

@@ -17,9 +17,9 @@ from fl_core.crypto import ring
 from fl_core.crypto.ring import U64, Elements, Mask, Stream
 from fl_core.errors import BadFrame
 from fl_core.protocols.stream import PART_BYTES, recv_bytes, send_bytes
-from fl_core.protocols.vertical.dealer import AGAIN, HALF, MAX_DEAL, ORDER, STEP, Rows, Script, check_rows
+from fl_core.protocols.vertical.dealer import AGAIN, HALF, MAX_DEAL, ORDER, STEP, Rows, Script, check_rows, sums
 
-MATRIX = "masked columns"
+MATRIX, FACTORS = "masked columns", "masked factors"
 
 
 class Dealt:
@@ -80,9 +80,7 @@ class Dealt:
                 send_bytes(self.channel, peer, masked.view(np.uint8), step=MATRIX)
         return OwnMatrix(self, mask)
 
-    def peer_matrix(
-        self, owner: str, shape: tuple[int, int], dtype: np.dtype[Any] = U64
-    ) -> PeerMatrix:
+    def peer_matrix(self, owner: str, shape: tuple[int, int], dtype: np.dtype[Any] = U64) -> PeerMatrix:
         """Take another party's masked matrix."""
         block = max(1, PART_BYTES // max(1, shape[1] * dtype.itemsize))
         masked = np.empty(shape, dtype=dtype)
@@ -101,11 +99,44 @@ class Dealt:
             r, high, top = (self.stream.draw(size) for _ in range(3))
         return Truncation(r, high, top, shift, first=self.channel.me == holders[0])
 
+    # ---- products of what parties hold
+
+    def multiply_shared(self, share: Elements, other: str, widths: Sequence[int], *, summed: bool) -> Elements:
+        """A holder's share of the product of shared numbers, (rows, Σ widths), with those of party `other`.
+
+        Parameters
+        ----------
+        share : this party's, of `Script.multiply`'s shape. summed : as there; the product is (rows, widths) then.
+        """
+        mask = self.stream.draw(*share.shape, dtype=share.dtype)
+        masked = send_and_take(self.channel, share - mask, [other], step=FACTORS)[0]
+        made = share * masked
+        made = sums(made, widths) if summed else made
+        return made + self.stream.draw(*made.shape, dtype=made.dtype)
+
+    def multiply_own(self, own: Elements, holders: Sequence[str], widths: Sequence[int], *, summed: bool) -> Elements:
+        """The other party's share of it, from its own numbers."""
+        mask = self.stream.draw(*own.shape, dtype=own.dtype)
+        made, *more = send_and_take(self.channel, own - mask, holders, step=FACTORS)
+        for masked in more:
+            made = made + masked
+        made = made * mask
+        made = sums(made, widths) if summed else made
+        return made + self.explicit(*made.shape, dtype=made.dtype)
+
     # ---- weights
 
     def weights(self, holders: Sequence[str], size: int) -> Weights:
         """Begin to scale by `size` shared numbers; see `Weights`."""
         return Weights(self, holders, self.stream.draw(size))
+
+
+def send_and_take(channel: Channel, mine: Elements, peers: Sequence[str], *, step: str) -> list[Elements]:
+    """Send the same elements to all peers, and take as many from each."""
+    for peer in peers:
+        channel.send(peer, np.ascontiguousarray(mine), step=step)
+    taken = (channel.recv_exactly(peer, step=step, size=mine.nbytes) for peer in peers)
+    return [np.frombuffer(data, dtype=mine.dtype).reshape(mine.shape) for data in taken]
 
 
 class OwnMatrix:

@@ -18,6 +18,7 @@ from fl_core.learning.columns import Columns, LinearFeatures
 from fl_core.learning.seeds import derive_seed
 from fl_core.messages import COORDINATOR
 from fl_core.protocols.vertical.course import Course, Rows, Split
+from fl_core.protocols.vertical.meaning import predictions
 from fl_core.protocols.vertical.plan import GBDT_BINS, Plan, Task
 from fl_core.protocols.vertical.scoring import score_receiver, score_sender
 
@@ -92,12 +93,7 @@ class Method(ABC):
 
     def predictions(self, scores: Floats) -> Floats:
         """What scores mean: probabilities, (rows,) of the second class or (rows, classes), or values (rows,)."""
-        if self.task.objective == "regression":
-            return scores[:, 0]
-        from fl_core.protocols.vertical.logistic import probabilities
-
-        p = probabilities(scores)
-        return p[:, 0] if self.task.outputs == 1 else p
+        return predictions(scores, self.task.objective)
 
     def dealing(self, word: bytes = DEAL) -> None:
         """Have the coordinator deal from here on; the active party's word."""
@@ -116,6 +112,7 @@ class Linear(Method):
         """As `Method.prepare`: standardised columns and one-hot categories, or bins."""
         v, own = self.plan.vertical, self.own
         rows, self.iv = own.own_rows(self.split.train), np.zeros(0)
+        self.woe: list[Floats] = []  # of each feature's bins
         if own.block is not None:
             raise DataError(own.where, "pictures", allowed="algorithm split-nn, or a table")
         if v.encoding == "woe":
@@ -150,7 +147,7 @@ class Linear(Method):
             found = woe.plain_woe(codes, sizes, self._labels(), train, least)
         else:
             found = woe.woe_passive(self.channel, COORDINATOR, plan.active, codes, sizes, train, min_rows_open=least)
-        self.iv = found.iv
+        self.iv, self.woe = found.iv, found.values
         columns = [values[codes[:, j]] for j, values in enumerate(found.values)]
         return np.stack(columns, axis=1) if columns else np.zeros((len(codes), 0))
 
@@ -241,15 +238,17 @@ class Linear(Method):
 
     def predictions(self, scores: Floats) -> Floats:
         """As `Method.predictions`; a strict model's probability is linear in the score."""
-        if not (self.plan.vertical.strict or self.plan.union):
-            return super().predictions(scores)
-        p = linear_probabilities(scores)
-        return p[:, 0] if self.task.outputs == 1 else np.asarray(p / p.sum(axis=1, keepdims=True))
+        return predictions(scores, self.task.objective, self._link)
+
+    @property
+    def _link(self) -> str:
+        return "linear" if self.plan.vertical.strict or self.plan.union else "logistic"
 
     def describe(self) -> dict[str, Any]:
         """As `Method.describe`."""
-        linear = self.plan.vertical.strict or self.plan.union
-        told: dict[str, Any] = {"link": "linear" if linear else "logistic", "names": list(self.names)}
+        v = self.plan.vertical
+        encoding = "standardised" if v.bins is None else v.encoding
+        told: dict[str, Any] = {"link": self._link, "encoding": encoding, "names": list(self.names)}
         if self.names:
             told["features"] = self._features.to_dict()
         if len(self.iv):
@@ -258,7 +257,7 @@ class Linear(Method):
 
     def arrays(self) -> Arrays:
         """As `Method.arrays`."""
-        return {"weights": self.weights}
+        return {"weights": self.weights} | ({"woe": np.concatenate(self.woe)} if self.woe else {})
 
     def importance(self) -> dict[str, float]:
         """As `Method.importance`: the deviation of each feature's contribution to the score over training rows."""
@@ -430,17 +429,6 @@ class SplitNetwork(Method):
 
 
 METHODS: dict[str, type[Method]] = {"logistic": Linear, "gbdt": Trees, "split-nn": SplitNetwork}
-
-
-TAIL = 0.02
-
-
-def linear_probabilities(scores: Floats) -> Floats:
-    """1/2 + z/8 within (0, 1): beyond `TAIL` of either end exponential, so that no two scores become equal."""
-    p = 0.5 + scores / 8.0
-    low = TAIL * np.exp(np.minimum(p - TAIL, 0.0) / TAIL)
-    high = 1.0 - TAIL * np.exp(np.minimum(1.0 - TAIL - p, 0.0) / TAIL)
-    return np.asarray(np.where(p < TAIL, low, np.where(p > 1.0 - TAIL, high, p)))
 
 
 def balanced(labels: NDArray[np.int64], classes: int) -> tuple[float, ...]:

@@ -36,6 +36,7 @@ from .stream import Leaf, Record, StoredCheckpoint, open_records
 KINDS = frozenset({
     "log", "card", "job", "join", "roster", "key", "update", "aggregate", "round", "metrics", "refusal",
     "failure", "drop", "resume", "publish", "receipt", "close", "session", "end", "stop", "node", "person",
+    "served",
 })  # fmt: skip
 # a run with one of these did something that its parties should have witnessed
 WORK = frozenset({"key", "update", "aggregate", "round", "metrics", "publish", "receipt", "close", "session"})

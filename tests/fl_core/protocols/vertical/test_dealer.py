@@ -74,7 +74,9 @@ def test_truncation_is_off_by_at_most_one_and_not_biased(holders, shift):
         for p in others:
             channel.send(p, mine, step="open")
         opened = mine + np.sum(
-            [np.frombuffer(channel.recv_exactly(p, step="open", size=8 * size), np.uint64) for p in others], axis=0, dtype=np.uint64
+            [np.frombuffer(channel.recv_exactly(p, step="open", size=8 * size), np.uint64) for p in others],
+            axis=0,
+            dtype=np.uint64,
         )
         if script:
             dealt.end()
@@ -196,3 +198,54 @@ def test_too_little_from_the_dealer_is_noticed():
 @pytest.mark.parametrize("rows", [[], [0], [7], [8], [0, 3, 8, 64]])
 def test_row_sets_as_bits_and_back(rows):
     assert from_bits(to_bits(np.array(rows, dtype=np.int64))).tolist() == rows
+
+
+@pytest.mark.parametrize("dtype", [U32, U64])
+@pytest.mark.parametrize("summed", [False, True])
+@pytest.mark.parametrize("holders", [["g"], ["h"], ["g", "h"]])
+def test_shares_of_numbers_times_anothers_own_add_up(dtype, summed, holders):
+    rows, widths = 9, [3, 0, 4]
+    parts = {p: ring.Stream(p.encode() * 32).draw(rows, 7, dtype=dtype) for p in holders}
+    own = ring.Stream(b"o" * 32).draw(rows, 7, dtype=dtype)
+    other = "i"
+
+    def party(channel):
+        dealt = Dealt(channel, "d")
+        if channel.me == "g":
+            script = Script()
+            script.multiply(holders, other, rows, widths, summed=summed, bits=8 * dtype.itemsize)
+            dealt.order(script)
+        share = None
+        if channel.me == other:
+            share = dealt.multiply_own(own, holders, widths, summed=summed)
+        elif channel.me in holders:
+            share = dealt.multiply_shared(parts[channel.me], other, widths, summed=summed)
+        if channel.me == "g":
+            dealt.end()
+        return share
+
+    done = converse(dict.fromkeys(("g", "h", "i"), party) | {"d": dealer})
+    done.result("d")
+    shares = [done.result(p) for p in [*holders, other]]
+    expected = np.sum(list(parts.values()), axis=0, dtype=dtype) * own
+    if summed:
+        expected = np.stack([expected[:, a:b].sum(axis=1, dtype=dtype) for a, b in ((0, 3), (3, 3), (3, 7))], axis=1)
+    assert (np.sum(shares, axis=0, dtype=dtype) == expected).all()
+    assert not any((share == expected).any() for share in shares if not summed)
+    heard = [m.data for m in done.said if m.step == "masked factors"]
+    assert all(own.tobytes() != data and parts[p].tobytes() != data for data in heard for p in holders)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"rows": 1 << 31}, {"rows": -1}, {"widths": []}, {"widths": [-1]}, {"other": "g"}, {"other": "x"}, {"bits": 16}],
+)
+def test_a_product_that_cannot_be_dealt_is_refused(change):
+    def active(channel):
+        dealt, script = Dealt(channel, "d"), Script()
+        script.multiply(["g"], "h", 5, [2], summed=True, bits=64)
+        script.ops[0] |= change
+        dealt.order(script)
+
+    done = session(active, lambda channel: Dealt(channel, "d"))
+    assert isinstance(done.results["d"], BadFrame)
