@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     app.command(
-        epilog="Example: fedseal serve --model runs/credit --listen 0.0.0.0:9450 --host models.example.org "
+        epilog="Example: fedseal serve --model runs/hospitals --listen 0.0.0.0:9450 --host models.example.org "
         "--client clinic.card"
     )(serve)
     app.command(
