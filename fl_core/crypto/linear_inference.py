@@ -204,8 +204,9 @@ class ModelSide:
         if ring.chosen.factor_bits and (outputs > 1 or output_noise):
             raise UsageError("labels only: for models of two classes, without output noise")
         absolute, biases = np.abs(weights).sum(axis=1), np.abs(bias)
-        self.bits = weight_bits(ring, float((COLUMN_LIMIT * absolute + 2 * biases).max()))
         factor = ring.chosen.factor_bits
+        most = ring.modulus.bit_length() - ring.chosen.feature_bits - factor - 3  # SEAL takes no scale near the modulus
+        self.bits = min(weight_bits(ring, float((COLUMN_LIMIT * absolute + 2 * biases).max())), most)
         largest = float((FEATURE_LIMIT * absolute + biases).max()) * 2 / ring.degree
         self.row_bits = min(weight_bits(ring, largest * 2.0**-factor), 24)
         self._whole = np.rint(weights * 2.0**self.bits)

@@ -89,6 +89,14 @@ def test_scores_of_columns_are_those_of_the_model(ring, key, public, rows):
     assert np.abs(scores(model, key, public, x) - (x @ model.weights.T + model.bias)).max() < 5e-4
 
 
+def test_a_model_of_one_small_weight_is_served(ring, key, public):
+    """SEAL refuses scales near the modulus, which small weights would reach."""
+    for weight in (1e-12, 1e-3, 0.02):
+        model = ModelSide(ring, np.array([[weight]]), np.array([-weight]))
+        x = np.linspace(-3, 3, 7)[:, None]
+        assert np.abs(scores(model, key, public, x) - (x * weight - weight)).max() < 5e-4
+
+
 @given(st.integers(1, 40), st.integers(1, 3), st.integers(0, 2**32))
 @settings(max_examples=15, deadline=None)
 def test_the_score_of_a_row_is_that_of_the_model(features, outputs, seed):
