@@ -33,12 +33,10 @@ from fl_core.protocols.prediction.plan import Plan
 from fl_core.protocols.psi.program import align, compare
 from fl_core.protocols.stream import recv_bytes, send_bytes
 from fl_core.protocols.vertical.course import Rows
-from fl_core.protocols.vertical.dealer import Dealer
+from fl_core.protocols.vertical.dealer import DEAL, OVER, PHASE, Dealer
 from fl_core.protocols.vertical.meaning import predictions
 from fl_core.trust import canonical
 
-PHASE = "what comes next"
-DEAL, OVER = b"deal", b"over"
 _MODEL, _ORDER, _CLASSES = "model", "order of rows", "classes"
 _DIGEST = 32
 

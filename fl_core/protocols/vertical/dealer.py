@@ -43,6 +43,9 @@ from fl_core.trust import canonical
 
 STEP = "dealer"
 ORDER = "order"
+#: The active party's words to the coordinator between parts of a job: deal from here on; nothing more to come.
+PHASE = "what comes next"
+DEAL, OVER = b"deal", b"over"
 MAX_SCRIPT = 64 << 20
 MAX_DEAL = 1 << 30
 MAX_ROWS, MAX_COLUMNS = 1 << 31, 1 << 20

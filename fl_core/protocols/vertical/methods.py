@@ -18,12 +18,12 @@ from fl_core.learning.columns import Columns, LinearFeatures
 from fl_core.learning.seeds import derive_seed
 from fl_core.messages import COORDINATOR
 from fl_core.protocols.vertical.course import Course, Rows, Split
+from fl_core.protocols.vertical.dealer import DEAL, PHASE
 from fl_core.protocols.vertical.meaning import predictions
 from fl_core.protocols.vertical.plan import GBDT_BINS, Plan, Task
 from fl_core.protocols.vertical.scoring import score_receiver, score_sender
 
-PHASE = "what comes next"
-DEAL, UNION_TREES, EVALUATE, OVER = b"deal", b"union trees", b"evaluate", b"over"
+UNION_TREES, EVALUATE = b"union trees", b"evaluate"
 Arrays = dict[str, NDArray[Any]]
 Kind = Literal["one-hot", "ordinal"]
 
@@ -220,11 +220,7 @@ class Linear(Method):
         return self.own.labels.astype(np.int64)
 
     def union_part(self, rows: Rows) -> Floats:
-        """As `Method.union_part`."""
-        return self.part(rows)
-
-    def part(self, rows: Rows) -> Floats:
-        """What this party adds to the logits of `rows`."""
+        """As `Method.union_part`; over common rows it is the same."""
         if self.active:
             return np.asarray(self.x[rows] @ self.weights[:-1] + self.weights[-1])
         return np.asarray(self.x[rows] @ self.weights)
@@ -232,8 +228,8 @@ class Linear(Method):
     def scores(self, rows: Rows) -> Floats | None:
         """As `Method.scores`."""
         if self.active:
-            return score_receiver(self.channel, self.plan.passives, self.part(rows))
-        score_sender(self.channel, self.plan.active, self.plan.passives, self.part(rows))
+            return score_receiver(self.channel, self.plan.passives, self.union_part(rows))
+        score_sender(self.channel, self.plan.active, self.plan.passives, self.union_part(rows))
         return None
 
     def predictions(self, scores: Floats) -> Floats:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from fl_core.errors import JobFileError
 from fl_core.job import Job, Vertical
 from fl_core.learning.boosting import TreeSettings
-from fl_core.learning.privacy import find_noise_multiplier
 from fl_core.messages import COORDINATOR
 from fl_core.protocols.psi.program import Plan as PsiPlan
 from fl_core.protocols.psi.program import needs_comparer
@@ -141,7 +140,9 @@ class Plan:
         privacy = self.job.privacy
         if privacy.mechanism != "cut-layer":
             return None
-        return find_noise_multiplier(privacy.target_epsilon, privacy.target_delta, sample_rate=1.0, steps=self.releases)
+        from fl_core.learning.gradient_protection import plan_cut_layer
+
+        return plan_cut_layer(self.releases, privacy.target_epsilon, privacy.target_delta)
 
 
 def plan_of(job: Job) -> Plan:

@@ -15,9 +15,8 @@ from fl_core.errors import BadFrame, DataError, RefusedError, TrainingDiverged
 from fl_core.learning.tree_parts import OWN, empty_part, empty_trees, joint_scores
 from fl_core.messages import COORDINATOR
 from fl_core.protocols.prediction.forest import Layout, WholeLeaves, marks, values
-from fl_core.protocols.prediction.program import PHASE
 from fl_core.protocols.prediction.reading import part_of
-from fl_core.protocols.vertical.dealer import ORDER
+from fl_core.protocols.vertical.dealer import ORDER, PHASE
 from fl_core.protocols.vertical.logistic import probabilities
 from tests.fl_core.protocols.prediction.trained import Model
 

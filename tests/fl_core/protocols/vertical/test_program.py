@@ -14,7 +14,7 @@ from fl_core.learning.scores import auc
 from fl_core.messages import COORDINATOR
 from fl_core.protocols.vertical.alignment import Stand
 from fl_core.protocols.vertical.course import MemoryCourse
-from fl_core.protocols.vertical.methods import PHASE
+from fl_core.protocols.vertical.dealer import PHASE
 from fl_core.protocols.vertical.plan import Task, plan_of
 from fl_core.protocols.vertical.program import Site, Table, coordinate, run
 from tests.fl_core.protocols.parties import converse, hashed
@@ -232,7 +232,7 @@ def test_one_class_among_the_common_rows_is_one_clear_line(folder):
 def test_columns_that_say_nothing_are_left_out_or_refused(folder, bad, algorithm):
     x, y = world()
     ids = np.arange(1500)
-    good, dull = table(ids, x, (3, 4, 5)), Column("dull", numbers=np.full(1500, bad))
+    good, dull = table(ids, x, (3, 4, 5)), Column("it's dull", numbers=np.full(1500, bad))
     with_dull = dataclasses.replace(good, columns=Columns((*good.columns, dull), 1500))
     sites, done = session(job({"algorithm": algorithm, "trees": 3}), {"bank": table(ids, x, (0,), y), "lab": with_dull})
     assert done.result("bank").figures["auc"] > 0.6
