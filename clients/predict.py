@@ -46,6 +46,7 @@ CALL_SECONDS = 60.0
 ROWS_ONE_BY_ONE = 4
 PATIENCE = 5.0  # seconds that a hint may ask to wait
 TRIES = 40
+PART = MAX_MESSAGE - 1024
 _SERVICE = predict_pb2.DESCRIPTOR.services_by_name["Prediction"]
 
 
@@ -215,12 +216,13 @@ class PredictClient:
 
     def _open(self, ring: LinearRing, offer: Offer) -> None:
         key, name = self._keys[offer.parameters]
-        self._call(
-            "OpenContext",
-            lambda: ContextRequest(
-                statement=self._statement("OpenContext", set=offer.parameters, key=name), public_key=key.public
-            ),
-        )
+
+        def messages() -> Iterator[ContextRequest]:
+            yield ContextRequest(statement=self._statement("OpenContext", set=offer.parameters, key=name, rotations=[]))
+            for at in range(0, len(key.public), PART):
+                yield ContextRequest(part=key.public[at : at + PART])
+
+        self._call("OpenContext", messages)
 
     # ---- calls
 

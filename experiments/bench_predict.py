@@ -93,10 +93,12 @@ def _serve(folder: str, port: Any, card: dict[str, str], end: Any) -> None:
     """The server's process."""
     from fl_core.trust.identity import Card, Identity
     from fl_core.trust.ledger import Ledger
-    from server.predict import Client, Prediction, Receipts, Server
-    from server.predict_accounts import Accounts, Quota
-    from server.predict_host import certificate
-    from server.predict_model import fold, serve_linear
+    from server.predict import Prediction, Server, handler
+    from server.serving.accounts import Accounts, Quota
+    from server.serving.door import Client, Door
+    from server.serving.host import certificate
+    from server.serving.model import fold, serve_linear
+    from server.serving.receipts import Receipts
 
     path = Path(folder)
     _, weights, bias = problem()
@@ -107,8 +109,8 @@ def _serve(folder: str, port: Any, card: dict[str, str], end: Any) -> None:
     identity, accounts = Identity.load_or_create(path, "owner"), Accounts(path / "accounts.db")
     clients = {"bench": Client(Card.from_dict(card))}
     with Ledger.open(path / "ledger.db", identity) as ledger:
-        service = Prediction(identity, ledger, accounts, clients, models, Quota(10**9, 10**6))
-        server = Server(service, "127.0.0.1:0", certificate(path, ("localhost",)))
+        service = Prediction(Door(identity, ledger, accounts, clients, Quota(10**9, 10**6)), models)
+        server = Server(handler(service), "127.0.0.1:0", certificate(path, ("localhost",)))
         receipts = Receipts(ledger, accounts)
         port.put(server.port)
         end.wait()

@@ -21,14 +21,15 @@ from fl_core.trust.entry import Statement
 from fl_core.trust.identity import Card, Identity, is_hex
 
 WINDOW = 120.0  # seconds that a request's time may be off
-METHODS = ("Describe", "OpenContext", "Predict")
 RETRY_KEY = "retry-after-ms"  # in the trailing metadata of RESOURCE_EXHAUSTED
 MAX_MESSAGE = 1 << 20
-COLUMNS, ROW = "columns", "row"
+COLUMNS, ROW, IDS = "columns", "row", "ids"  # what is sent of a block: columns, one row, or ids (`Score`)
+_FORMS = {"Predict": (COLUMNS, ROW), "Score": (IDS,)}
 _FIELDS: dict[str, frozenset[str]] = {
     "Describe": frozenset(),
-    "OpenContext": frozenset({"set", "key"}),
+    "OpenContext": frozenset({"set", "key", "rotations"}),
     "Predict": frozenset({"model", "version", "form", "key", "rows", "sent"}),
+    "Score": frozenset({"model", "version", "form", "key", "rows", "sent"}),
 }
 _COMMON = frozenset({"method", "server", "nonce", "time"})
 
@@ -84,17 +85,17 @@ def read_request(data: bytes, method: str, server: str) -> Statement:
         raise BadMessage("a request without a proper nonce and time")
     if abs(body["time"] / 1000 - time.time()) > WINDOW:
         raise BadMessage(f"a request of another time; allowed: within {WINDOW:g} s of this server's clock")
-    if method == "Predict":
-        _check_predict(body)
+    if "sent" in body:
+        _check_block(body)
     return statement
 
 
-def _check_predict(body: dict[str, Any]) -> None:
+def _check_block(body: dict[str, Any]) -> None:
     texts = all(isinstance(body[name], str) and len(body[name]) <= 128 for name in ("model", "version", "form"))
-    if not texts or body["form"] not in (COLUMNS, ROW) or type(body["rows"]) is not int or body["rows"] < 1:
-        raise BadMessage("a request to Predict with a field of another type")
+    if not texts or body["form"] not in _FORMS[body["method"]] or type(body["rows"]) is not int or body["rows"] < 1:
+        raise BadMessage(f"a request to {body['method']} with a field of another type")
     if not is_hex(body["key"], 32) or not is_hex(body["sent"], 32) or (body["form"] == ROW and body["rows"] != 1):
-        raise BadMessage("a request to Predict with a field of another type")
+        raise BadMessage(f"a request to {body['method']} with a field of another type")
 
 
 def make_receipt(
@@ -134,7 +135,8 @@ class Offer:
     name, version : version is of the weights and the settings. parameters : the set's name.
     features : how many; feature_digest as `features_digest`. classes : in order.
     centre, unit_bits : (features,) a client sends (x - centre) / 2^unit_bits, features in alphabetical order.
-    bits, row_bits : of the weights' scales. labels : whether scores have a random factor.
+    bits, row_bits : of a linear model's scales. labels : whether scores have a random factor.
+    layers : a network's sizes, features first; empty for a linear model.
     """
 
     name: str
@@ -148,6 +150,7 @@ class Offer:
     bits: int
     row_bits: int
     labels: bool
+    layers: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -166,6 +169,8 @@ class Offer:
                 and all(abs(float(c)) < 1e300 for c in offer.centre)
                 and all(type(b) is int and -1000 < b < 1000 for b in offer.unit_bits)
                 and all(type(b) is int and 0 < b < 64 for b in (offer.bits, offer.row_bits))
+                and all(type(n) is int and 0 < n <= 1 << 16 for n in offer.layers)
+                and (offer.layers[:1] + offer.layers[-1:] in ((), (offer.features, len(offer.classes) - 1)))
             )
         except (TypeError, AttributeError, ValueError):
             sound = False

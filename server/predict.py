@@ -1,39 +1,28 @@
 """Encrypted inference as a service: gRPC over TLS; clients are known by their cards and sign each request.
 
-A client sees rough ranges of the features, the classes and scores (`fl_core.crypto.linear_inference` says what follows
-from scores); the service sees ciphertexts and counts.  A request is refused before it costs anything where its signer
-is unknown or expired, its signature, time or nonce is not right, or its quota is used up; above capacity a call is
-turned away with a hint when to come again.  Each answered block leaves a receipt, signed by both: on the model owner's
-ledger (kind `served`) and at the client.
+A client sees rough ranges of the features, the classes and scores (`fl_core.crypto.linear_inference` and
+`network_inference` say what follows from scores), and of a network its sizes; the service sees ciphertexts and counts.
+Who may call, and what is kept of it, is decided at the door (`server.serving.door`).
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
-from google.protobuf.message import Message
-from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
 
-from fl_core.crypto.linear_inference import PublicKey, block_rows
-from fl_core.crypto.linear_ring import open_ring
-from fl_core.errors import BadMessage, BadSignature, FedsealError, JobFailed, RefusedError, UsageError
-from fl_core.serving import MAX_MESSAGE, RETRY_KEY, ROW, RunningDigest, digest, make_receipt, read_request
+from fl_core.errors import BadMessage, JobFailed
+from fl_core.serving import MAX_MESSAGE, ROW, RunningDigest
 from fl_core.trust import canonical
 from fl_core.trust.certificates import Pair
 from fl_core.trust.entry import Statement
-from fl_core.trust.identity import Card, Identity, is_hex
-from fl_core.trust.ledger import Ledger
+from fl_core.trust.identity import is_hex
 from fl_core.wire import predict_pb2
 from fl_core.wire.predict_pb2 import (
     ContextReply,
@@ -43,308 +32,138 @@ from fl_core.wire.predict_pb2 import (
     PredictReply,
     PredictRequest,
 )
-from server.predict_accounts import Accounts, OverQuota, Quota
-from server.predict_model import Served
+from server.serving.door import CAPACITY, FIRST_SECONDS, Door, Guarded, NoContext, limited
+from server.serving.keys import MAX_ROTATIONS, HeldKey, Keys, open_key
+from server.serving.model import Served
 
 SERVICE = predict_pb2.DESCRIPTOR.services_by_name["Prediction"]
-CAPACITY = 8  # blocks at a time
-WORKERS = CAPACITY + 24  # the others turn calls away
-CALL_SECONDS = 60.0
-FIRST_SECONDS = 5.0  # for whom nobody knows yet
-BUSY_SECONDS = 0.25
-CONTEXTS, CONTEXTS_EACH = 512, 8
-_log = logging.getLogger("fedseal.predict")
-
-
-@dataclass(frozen=True)
-class Client:
-    """Who may ask; `until` is in seconds since 1970, 0 for no end."""
-
-    card: Card
-    until: float = 0.0
-
-
-class Busy(JobFailed):
-    """All places are taken; `wait` is in seconds."""
-
-    code = "busy"
-
-    def __init__(self, wait: float = BUSY_SECONDS) -> None:
-        super().__init__("all places are taken; come again")
-        self.wait = wait
-
-
-class NoContext(JobFailed):
-    """The client's public key is not here (any more)."""
-
-    code = "context"
-
-
-_CODES = (
-    (OverQuota, grpc.StatusCode.RESOURCE_EXHAUSTED),
-    (Busy, grpc.StatusCode.RESOURCE_EXHAUSTED),
-    (NoContext, grpc.StatusCode.FAILED_PRECONDITION),
-    (BadSignature, grpc.StatusCode.UNAUTHENTICATED),
-    (RefusedError, grpc.StatusCode.PERMISSION_DENIED),
-    (BadMessage, grpc.StatusCode.INVALID_ARGUMENT),
-    (UsageError, grpc.StatusCode.INVALID_ARGUMENT),
-)
 
 
 class Prediction:
-    """The service's methods.
+    """The service's methods; `models`, by name, may be replaced as a whole while serving."""
 
-    Parameters
-    ----------
-    ledger : of the model's owner, open for writing under `identity`.
-    clients, models : by name; `models` may be replaced as a whole while serving.
-    """
-
-    def __init__(
-        self,
-        identity: Identity,
-        ledger: Ledger,
-        accounts: Accounts,
-        clients: dict[str, Client],
-        models: dict[str, Served],
-        quota: Quota,
-        *,
-        capacity: int = CAPACITY,
-    ) -> None:
-        self.models, self.refusals, self.rows = models, 0, 0
-        self._identity, self._ledger, self._accounts = identity, ledger, accounts
-        self._clients, self._quota = clients, quota
-        self._places = threading.Semaphore(capacity)
-        self._keys: OrderedDict[tuple[str, str, str], PublicKey] = OrderedDict()
-        self._lock = threading.Lock()
+    def __init__(self, door: Door, models: dict[str, Served]) -> None:
+        self.door, self.models, self._keys = door, models, Keys()
 
     def Describe(self, request: DescribeRequest, context: grpc.ServicerContext) -> DescribeReply:
         """The models, this server's card and its log."""
-        statement = self._admit(request.statement, "Describe")
-        self._take(statement, rows=0)
+        statement = self.door.admit(request.statement, "Describe")
+        self.door.take(statement, rows=0)
         models = json.dumps([model.offer.to_dict() for model in self.models.values()])
-        card = canonical.encode(self._identity.card.to_dict())
-        return DescribeReply(card=card, log=self._ledger.log, models=models)
+        return DescribeReply(card=canonical.encode(self.door.card.to_dict()), log=self.door.log, models=models)
 
-    def OpenContext(self, request: ContextRequest, context: grpc.ServicerContext) -> ContextReply:
-        """Keep a public key."""
-        statement = self._admit(request.statement, "OpenContext")
-        parameters, name = statement.body["set"], statement.body["key"]
-        if not isinstance(parameters, str) or not is_hex(name, 32) or digest([request.public_key]) != name:
-            raise BadMessage("a public key of another digest than signed")
-        if parameters not in {model.offer.parameters for model in self.models.values()}:
-            raise BadMessage(f"parameter set {parameters[:40]!r}: no model here has it")
-        self._take(statement, rows=0)
-        with self._place():
-            key = PublicKey(open_ring(parameters), request.public_key)
-        self._keep_key((statement.by, parameters, name), key)
+    def OpenContext(self, requests: Iterator[ContextRequest], context: grpc.ServicerContext) -> ContextReply:
+        """Keep a client's public keys."""
+        statement = self._first(requests, context, "OpenContext")
+        parameters, name, rotations = (statement.body[field] for field in ("set", "key", "rotations"))
+        self._check_set(parameters, name, rotations)
+        self.door.take(statement, rows=0)
+        with self.door.place():
+            key = open_key(parameters, tuple(rotations), name, _rest(requests, "part"))
+        self._keys.keep((statement.by, parameters, name), key)
         return ContextReply()
+
+    def _check_set(self, parameters: Any, name: Any, rotations: Any) -> None:
+        if not is_hex(name, 32) or not isinstance(rotations, list) or len(rotations) > MAX_ROTATIONS:
+            raise BadMessage("a request to OpenContext with a field of another type")
+        wanted = {model.offer.parameters: set[tuple[int, ...]]() for model in self.models.values()}
+        for model in self.models.values():
+            wanted[model.offer.parameters] |= {(), model.rotations}
+        if not isinstance(parameters, str) or parameters not in wanted:
+            raise BadMessage(f"parameter set {str(parameters)[:40]!r}: no model here has it")
+        if tuple(rotations) not in wanted[parameters]:
+            raise BadMessage(f"{len(rotations)} rotations that no model of {parameters} here needs")
 
     def Predict(self, requests: Iterator[PredictRequest], context: grpc.ServicerContext) -> PredictReply:
         """Answer one block."""
-        with _limited(context, FIRST_SECONDS):
-            first = next(requests, None)
-        if first is None or first.WhichOneof("what") != "statement":
-            raise BadMessage("the first message of a block is not a statement")
-        statement = self._admit(first.statement, "Predict")
-        with self._place():
+        statement = self._first(requests, context, "Predict")
+        started = time.monotonic()
+        with self.door.place():
             model, key = self._wanted(statement)
-            self._take(statement, rows=statement.body["rows"])
-            answers, received = self._answer(model, key, statement.body, requests)
-        receipt = make_receipt(
-            self._identity,
-            self._ledger.log,
-            statement,
-            self._clients[statement.by].card,
-            answers=digest(answers),
-            received=received,
-            answered=sum(map(len, answers)),
-        )
-        self._accounts.keep(receipt)
-        self.rows += statement.body["rows"]
+            self.door.take(statement, rows=statement.body["rows"])
+            answers, received = _answer(model, key, statement.body, _rest(requests, "ciphertext"))
+        receipt = self.door.receipt(statement, answers, received, time.monotonic() - started)
         return PredictReply(answers=answers, receipt=receipt.encode())
 
-    def _admit(self, data: bytes, method: str) -> Statement:
-        """The request of a known client.  Raises `BadMessage`, `BadSignature`, `RefusedError`."""
-        statement = read_request(data, method, self._identity.card.fingerprint)
-        client = self._clients.get(statement.by)
-        if client is None:
-            raise RefusedError("not a client here")
-        statement.verify(client.card)
-        if client.until and time.time() > client.until:
-            raise RefusedError(f"{statement.by}: its time here has ended")
-        return statement
+    def _first(self, requests: Iterator[Any], context: grpc.ServicerContext, method: str) -> Statement:
+        """The statement that a stream begins with."""
+        with limited(context, FIRST_SECONDS):
+            first = next(requests, None)
+        if first is None or first.WhichOneof("what") != "statement":
+            raise BadMessage("the first message is not a statement")
+        return self.door.admit(first.statement, method)
 
-    def _take(self, statement: Statement, *, rows: int) -> None:
-        self._accounts.take(statement.by, statement.body["nonce"], rows, self._quota)
-
-    def _wanted(self, statement: Statement) -> tuple[Served, PublicKey]:
+    def _wanted(self, statement: Statement) -> tuple[Served, HeldKey]:
         """Model and key of a request; whatever is wrong with it costs the client no rows."""
         body = statement.body
         model = self.models.get(body["model"])
         if model is None or model.offer.version != body["version"]:
             raise BadMessage(f"no model {body['model']!r:.60} of version {body['version']!r:.20} here; ask again")
-        if body["rows"] > block_rows(model.side.ring):
-            raise BadMessage(f"{body['rows']} rows in a block; allowed: {block_rows(model.side.ring)}")
-        name = (statement.by, model.offer.parameters, body["key"])
-        with self._lock:
-            key = self._keys.get(name)
-            if key is None:
-                raise NoContext("no such public key here; open the context first")
-            self._keys.move_to_end(name)
+        if body["rows"] > model.block_rows:
+            raise BadMessage(f"{body['rows']} rows in a block; allowed: {model.block_rows}")
+        key = self._keys.get((statement.by, model.offer.parameters, body["key"]))
+        if key is None or (body["form"] == ROW and key.rotations != model.rotations):
+            raise NoContext("no such public key here; open the context first")
         return model, key
 
-    def _answer(
-        self, model: Served, key: PublicKey, body: dict[str, Any], requests: Iterator[PredictRequest]
-    ) -> tuple[list[bytes], int]:
-        """Answers to the ciphertexts that follow, which must be those that the request names; and their bytes."""
-        side, by_row = model.side, body["form"] == ROW
-        expected = 1 if by_row else model.offer.features
-        sums, seen, last, count, size = side.begin(), RunningDigest(), b"", 0, 0
-        for request in requests:
-            if request.WhichOneof("what") != "ciphertext" or count == expected:
-                raise BadMessage(f"more than {expected} ciphertexts, or something else")
-            last, count, size = request.ciphertext, count + 1, size + len(request.ciphertext)
-            seen.add(last)
-            if not by_row:
-                side.add(sums, last)
-        if count != expected or seen.hex() != body["sent"]:
-            raise BadMessage("the ciphertexts are not those that the request names")
-        return side.answer_row(last, key) if by_row else side.finish(sums, key, body["rows"]), size
 
-    def _keep_key(self, name: tuple[str, str, str], key: PublicKey) -> None:
-        """Keep a key; a client's oldest goes where it has many, then anybody's oldest."""
-        with self._lock:
-            self._keys[name] = key
-            self._keys.move_to_end(name)
-            own = [n for n in self._keys if n[0] == name[0]]
-            surplus = own[: max(len(own) - CONTEXTS_EACH, 0)] or list(self._keys)[: max(len(self._keys) - CONTEXTS, 0)]
-            for old in surplus:
-                del self._keys[old]
-
-    @contextmanager
-    def _place(self) -> Iterator[None]:
-        if not self._places.acquire(blocking=False):
-            raise Busy
-        try:
-            yield
-        finally:
-            self._places.release()
+def _rest(requests: Iterator[Any], field: str) -> Iterator[bytes]:
+    """What follows the statement."""
+    for request in requests:
+        if request.WhichOneof("what") != field:
+            raise BadMessage(f"something else than a {field}")
+        yield getattr(request, field)
 
 
-@contextmanager
-def _limited(context: grpc.ServicerContext, seconds: float) -> Iterator[None]:
-    """Cancel the call after so long in here."""
-    limit = threading.Timer(seconds, context.cancel)
-    limit.daemon = True
-    limit.start()
-    try:
-        yield
-    finally:
-        limit.cancel()
-
-
-class _Guarded(grpc.GenericRpcHandler):
-    """Every error as a status with one line; no call holds its place for longer than `CALL_SECONDS`."""
-
-    def __init__(self, service: Prediction) -> None:
-        self._service = service
-        self._methods = {f"/{SERVICE.full_name}/{m.name}": m for m in SERVICE.methods}
-
-    def service(self, call: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
-        """gRPC's handler of a call."""
-        method = self._methods.get(call.method)
-        if method is None:
-            return None
-        request, reply = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
-        make = grpc.stream_unary_rpc_method_handler if method.client_streaming else grpc.unary_unary_rpc_method_handler
-        return make(
-            self._behave(getattr(self._service, method.name)),
-            request_deserializer=request.FromString,
-            response_serializer=reply.SerializeToString,
-        )
-
-    def _behave(self, method: Callable[[Any, grpc.ServicerContext], Message]) -> Callable[..., Message]:
-        def behave(request: Any, context: grpc.ServicerContext) -> Message:
-            left = context.time_remaining()
-            try:
-                with _limited(context, CALL_SECONDS if left is None else min(left, CALL_SECONDS)):
-                    return method(request, context)
-            except Exception as error:  # each becomes a status with one line
-                self._service.refusals += 1
-                _abort(context, error)
-
-        return behave
-
-
-def _abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
-    if not isinstance(error, FedsealError):
-        if context.is_active():  # else it is the end of a client that went away
-            _log.error("a call failed", exc_info=error)
-        context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__}; the server's output says more")
-    code = next((code for kind, code in _CODES if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
-    if isinstance(error, OverQuota | Busy):
-        context.set_trailing_metadata(((RETRY_KEY, str(round(error.wait * 1000))),))
-    context.abort(code, " ".join(str(error).split())[:500])
-    raise error  # not reached: abort raises
-
-
-class Receipts:
-    """Puts kept receipts on the ledger, from a thread of its own, in groups with a checkpoint each."""
-
-    def __init__(self, ledger: Ledger, accounts: Accounts, *, seconds: float = 0.5) -> None:
-        self._ledger, self._accounts, self._seconds = ledger, accounts, seconds
-        self._ending = threading.Event()
-        last = list(ledger.entries(max(ledger.size - 1000, 0), kind="served"))
-        self._there = {entry.statement.digest for entry in last}  # a crash may have come before `drop`
-        self._thread = threading.Thread(target=self._run, name="receipts", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._ending.wait(self._seconds):
-            try:
-                self.flush()
-            except FedsealError as error:
-                _log.error("receipts wait for the ledger: %s", error)
-
-    def flush(self) -> None:
-        """Put all there are on the ledger now."""
-        while kept := self._accounts.kept():
-            new = [statement for _, statement in kept if statement.digest not in self._there]
-            if new:
-                self._ledger.commit(new)
-            self._accounts.drop(kept[-1][0])
-            self._there.clear()
-
-    def close(self) -> None:
-        """Write the last and end."""
-        self._ending.set()
-        self._thread.join()
-        self.flush()
+def _answer(
+    model: Served, key: HeldKey, body: dict[str, Any], ciphertexts: Iterator[bytes]
+) -> tuple[list[bytes], int]:
+    """Answers to the ciphertexts that follow, which must be those that the request names; and their bytes."""
+    by_row = body["form"] == ROW
+    expected = 1 if by_row else model.offer.features
+    sums, seen, last, count, size = None if by_row else model.begin(), RunningDigest(), b"", 0, 0
+    for last in ciphertexts:
+        if count == expected:
+            raise BadMessage(f"more than {expected} ciphertexts")
+        count, size = count + 1, size + len(last)
+        seen.add(last)
+        if not by_row:
+            model.add(sums, last)
+    if count != expected or seen.hex() != body["sent"]:
+        raise BadMessage("the ciphertexts are not those that the request names")
+    return model.answer_row(last, key) if by_row else model.finish(sums, key, body["rows"]), size
 
 
 class Server:
-    """The listening service.  Raises `JobFailed` where the address is taken.
+    """The listening service, with gRPC's own health and reflection.  Raises `JobFailed` where the address is taken.
+
+    Parameters
+    ----------
+    handlers : of the services, and `names` their full names. capacity : blocks at a time, of all services together.
 
     Attributes
     ----------
     port : where it listens, also where 0 was asked for.
     """
 
-    def __init__(self, service: Prediction, listen: str, pair: Pair) -> None:
+    def __init__(
+        self, handlers: dict[str, grpc.GenericRpcHandler], listen: str, pair: Pair, *, capacity: int = CAPACITY
+    ) -> None:
         self.health = health.HealthServicer()
         self._server = grpc.server(
-            ThreadPoolExecutor(WORKERS, thread_name_prefix="predict"),
-            handlers=[_Guarded(service)],
+            ThreadPoolExecutor(capacity + 24, thread_name_prefix="predict"),  # the others turn calls away
+            handlers=list(handlers.values()),
             options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", MAX_MESSAGE)],
         )
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
+        names = (*handlers, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
         credentials = grpc.ssl_server_credentials([(pair.key, pair.certificate)])
         try:
             self.port = self._server.add_secure_port(listen, credentials)
         except RuntimeError:
             raise JobFailed(f"serve: {listen} cannot be listened on; is another program there?") from None
-        for name in ("", SERVICE.full_name):
+        for name in ("", *handlers):
             self.health.set(name, health_pb2.HealthCheckResponse.SERVING)
         self._server.start()
 
@@ -352,3 +171,8 @@ class Server:
         """Take no new call, give those under way `grace` seconds."""
         self.health.enter_graceful_shutdown()
         self._server.stop(grace).wait()
+
+
+def handler(service: Prediction) -> dict[str, grpc.GenericRpcHandler]:
+    """Of the service, for `Server`."""
+    return {SERVICE.full_name: Guarded(SERVICE, service, service.door.watcher)}

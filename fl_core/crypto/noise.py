@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import threading
 from typing import Protocol
 
 import numpy as np
@@ -89,16 +90,16 @@ def _counter_mode(key: bytes) -> CipherContext:
 
 
 class OsStream(_CounterStream):
-    """Keyed by `os.urandom` when first used in a process: a fork never repeats its parent's noise."""
+    """Keyed by `os.urandom` when first used in a process and thread: neither a fork nor a thread repeats another's."""
 
     def __init__(self) -> None:
-        self._keyed: tuple[int, CipherContext] | None = None
+        self._own = threading.local()
 
     def _cipher(self) -> CipherContext:
-        pid = os.getpid()
-        if self._keyed is None or self._keyed[0] != pid:
-            self._keyed = (pid, _counter_mode(os.urandom(32)))
-        return self._keyed[1]
+        keyed: tuple[int, CipherContext] | None = getattr(self._own, "keyed", None)
+        if keyed is None or keyed[0] != os.getpid():
+            keyed = self._own.keyed = os.getpid(), _counter_mode(os.urandom(32))
+        return keyed[1]
 
 
 class SeededStream(_CounterStream):

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66l_core/wire/predict.proto\x12\x12\x66\x65\x64seal.predict.v1\"$\n\x0f\x44\x65scribeRequest\x12\x11\n\tstatement\x18\x01 \x01(\x0c\":\n\rDescribeReply\x12\x0c\n\x04\x63\x61rd\x18\x01 \x01(\x0c\x12\x0b\n\x03log\x18\x02 \x01(\t\x12\x0e\n\x06models\x18\x03 \x01(\t\"7\n\x0e\x43ontextRequest\x12\x11\n\tstatement\x18\x01 \x01(\x0c\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\"\x0e\n\x0c\x43ontextReply\"C\n\x0ePredictRequest\x12\x13\n\tstatement\x18\x01 \x01(\x0cH\x00\x12\x14\n\nciphertext\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04what\"0\n\x0cPredictReply\x12\x0f\n\x07\x61nswers\x18\x01 \x03(\x0c\x12\x0f\n\x07receipt\x18\x02 \x01(\x0c\x32\x88\x02\n\nPrediction\x12R\n\x08\x44\x65scribe\x12#.fedseal.predict.v1.DescribeRequest\x1a!.fedseal.predict.v1.DescribeReply\x12S\n\x0bOpenContext\x12\".fedseal.predict.v1.ContextRequest\x1a .fedseal.predict.v1.ContextReply\x12Q\n\x07Predict\x12\".fedseal.predict.v1.PredictRequest\x1a .fedseal.predict.v1.PredictReply(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66l_core/wire/predict.proto\x12\x12\x66\x65\x64seal.predict.v1\"$\n\x0f\x44\x65scribeRequest\x12\x11\n\tstatement\x18\x01 \x01(\x0c\":\n\rDescribeReply\x12\x0c\n\x04\x63\x61rd\x18\x01 \x01(\x0c\x12\x0b\n\x03log\x18\x02 \x01(\t\x12\x0e\n\x06models\x18\x03 \x01(\t\"=\n\x0e\x43ontextRequest\x12\x13\n\tstatement\x18\x01 \x01(\x0cH\x00\x12\x0e\n\x04part\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04what\"\x0e\n\x0c\x43ontextReply\"C\n\x0ePredictRequest\x12\x13\n\tstatement\x18\x01 \x01(\x0cH\x00\x12\x14\n\nciphertext\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04what\"0\n\x0cPredictReply\x12\x0f\n\x07\x61nswers\x18\x01 \x03(\x0c\x12\x0f\n\x07receipt\x18\x02 \x01(\x0c\x32\x8a\x02\n\nPrediction\x12R\n\x08\x44\x65scribe\x12#.fedseal.predict.v1.DescribeRequest\x1a!.fedseal.predict.v1.DescribeReply\x12U\n\x0bOpenContext\x12\".fedseal.predict.v1.ContextRequest\x1a .fedseal.predict.v1.ContextReply(\x01\x12Q\n\x07Predict\x12\".fedseal.predict.v1.PredictRequest\x1a .fedseal.predict.v1.PredictReply(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,13 +36,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESCRIBEREPLY']._serialized_start=88
   _globals['_DESCRIBEREPLY']._serialized_end=146
   _globals['_CONTEXTREQUEST']._serialized_start=148
-  _globals['_CONTEXTREQUEST']._serialized_end=203
-  _globals['_CONTEXTREPLY']._serialized_start=205
-  _globals['_CONTEXTREPLY']._serialized_end=219
-  _globals['_PREDICTREQUEST']._serialized_start=221
-  _globals['_PREDICTREQUEST']._serialized_end=288
-  _globals['_PREDICTREPLY']._serialized_start=290
-  _globals['_PREDICTREPLY']._serialized_end=338
-  _globals['_PREDICTION']._serialized_start=341
-  _globals['_PREDICTION']._serialized_end=605
+  _globals['_CONTEXTREQUEST']._serialized_end=209
+  _globals['_CONTEXTREPLY']._serialized_start=211
+  _globals['_CONTEXTREPLY']._serialized_end=225
+  _globals['_PREDICTREQUEST']._serialized_start=227
+  _globals['_PREDICTREQUEST']._serialized_end=294
+  _globals['_PREDICTREPLY']._serialized_start=296
+  _globals['_PREDICTREPLY']._serialized_end=344
+  _globals['_PREDICTION']._serialized_start=347
+  _globals['_PREDICTION']._serialized_end=613
 # @@protoc_insertion_point(module_scope)

@@ -23,12 +23,12 @@ class DescribeReply(_message.Message):
     def __init__(self, card: _Optional[bytes] = ..., log: _Optional[str] = ..., models: _Optional[str] = ...) -> None: ...
 
 class ContextRequest(_message.Message):
-    __slots__ = ("statement", "public_key")
+    __slots__ = ("statement", "part")
     STATEMENT_FIELD_NUMBER: _ClassVar[int]
-    PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
     statement: bytes
-    public_key: bytes
-    def __init__(self, statement: _Optional[bytes] = ..., public_key: _Optional[bytes] = ...) -> None: ...
+    part: bytes
+    def __init__(self, statement: _Optional[bytes] = ..., part: _Optional[bytes] = ...) -> None: ...
 
 class ContextReply(_message.Message):
     __slots__ = ()

@@ -57,7 +57,7 @@ def serve(
 
     environment.prepare()
     from fl_core.home import Home
-    from server.predict_host import Settings, host_predictions
+    from server.serving.host import Settings, host_predictions
 
     if many and labels:
         raise UsageError("--many with --labels; allowed: one of them")

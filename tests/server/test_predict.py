@@ -18,6 +18,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import clients.predict
 import server.predict
+import server.serving.accounts
+import server.serving.door
 from clients.predict import OverQuota, PredictClient
 from fl_core.crypto import seal_io
 from fl_core.crypto.linear_inference import ClientKey
@@ -32,9 +34,12 @@ from fl_core.trust.identity import Identity
 from fl_core.trust.ledger import Ledger
 from fl_core.trust.verify import verify_ledger
 from fl_core.wire.predict_pb2 import ContextRequest, DescribeRequest, PredictRequest
-from server.predict import SERVICE, Client, Prediction, Receipts, Server
-from server.predict_accounts import Accounts, Quota
-from server.predict_model import Linear, fold, load_linear, serve_linear
+from server.predict import SERVICE, Prediction, Server, handler
+from server.serving.accounts import Accounts, Quota
+from server.serving.door import Client, Counts, Door
+from server.serving.keys import Keys
+from server.serving.model import Linear, fold, load_linear, serve_linear
+from server.serving.receipts import Receipts
 
 D = 6
 NAMES = tuple(f"measure_{i}" for i in range(D))
@@ -74,10 +79,12 @@ class Place:
         self.accounts = Accounts(self.path / "accounts.db")
         self.ledger = Ledger.open(self.path / "ledger.db", self.identity)
         known = {"clinic": Client(self.clinic.card, self.until)}
-        self.service = Prediction(
-            self.identity, self.ledger, self.accounts, known, self.models, self.quota, capacity=self.capacity
+        self.counts = Counts()
+        door = Door(
+            self.identity, self.ledger, self.accounts, known, self.quota, capacity=self.capacity, watcher=self.counts
         )
-        self.server = Server(self.service, "127.0.0.1:0", self.pair)
+        self.service = Prediction(door, self.models)
+        self.server = Server(handler(self.service), "127.0.0.1:0", self.pair)
         self.receipts = Receipts(self.ledger, self.accounts, seconds=30.0)
         self.address = f"localhost:{self.server.port}"
 
@@ -117,9 +124,10 @@ class Place:
         self.raw("OpenContext", self.context(key.public, parameters))
         return key, digest([key.public])
 
-    def context(self, public, parameters="CKKS_LINEAR", identity=None) -> ContextRequest:
-        signed = self.signed("OpenContext", identity, set=parameters, key=digest([public]))
-        return ContextRequest(statement=signed.encode(), public_key=public)
+    def context(self, public, parameters="CKKS_LINEAR", identity=None, rotations=()) -> list[ContextRequest]:
+        name = digest([public])
+        signed = self.signed("OpenContext", identity, set=parameters, key=name, rotations=list(rotations))
+        return [ContextRequest(statement=signed.encode()), ContextRequest(part=public)]
 
     def signed(self, method, identity=None, **body) -> Statement:
         return make_request(identity or self.clinic, method, self.identity.card.fingerprint, **body)
@@ -298,7 +306,7 @@ def test_a_client_opens_its_context_again_after_a_restart(tmp_path):
     place = Place(tmp_path)
     with place.client() as client:
         client.predict(rows_for(linear(), 1), NAMES)
-        place.service._keys.clear()
+        place.service._keys = Keys()
         assert client.predict(rows_for(linear(), 40), NAMES).logits.shape == (40, 1)
     place.stop()
 
@@ -390,7 +398,7 @@ def test_what_is_no_public_key_is_refused(place, change):
     }.get(change, key.public)
     request = place.context(bad, "CKKS_2048" if change == "set" else "CKKS_LINEAR")
     if change == "digest":
-        request.public_key = ClientKey(ring).public
+        request[1] = ContextRequest(part=ClientKey(ring).public)
     assert place.refused("OpenContext", request) == grpc.StatusCode.INVALID_ARGUMENT
 
 
@@ -434,18 +442,17 @@ def test_another_clients_key_is_not_to_be_used(fresh):
     place = fresh()
     key, name = place.opened()
     other = Identity.create("other")
-    place.service._clients["other"] = Client(other.card)
+    place.service.door.clients["other"] = Client(other.card)
     block = place.block(name, [key.encrypt_row(np.ones(D))], identity=other)
     assert place.refused("Predict", block) == grpc.StatusCode.FAILED_PRECONDITION
 
 
-def test_keys_kept_for_a_client_are_bounded(fresh, monkeypatch):
-    monkeypatch.setattr(server.predict, "CONTEXTS_EACH", 2)
+def test_keys_kept_for_a_client_are_bounded(fresh):
     place = fresh()
+    place.service._keys = Keys(each=2)
     first = place.opened()
     for _ in range(2):
         place.opened()
-    assert len(place.service._keys) == 2
     block = place.block(first[1], [first[0].encrypt_row(np.ones(D))])
     assert place.refused("Predict", block) == grpc.StatusCode.FAILED_PRECONDITION
 
@@ -470,7 +477,7 @@ def test_many_clients_at_once_get_their_own_answers(fresh):
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert wrong == [] and place.service.rows == 8 * 33
+    assert wrong == [] and place.counts.rows == 8 * 33
     place.receipts.flush()
     assert sum(1 for _ in place.ledger.entries(kind="served")) == place.accounts.rows_today("clinic") / 33 * 4
 
@@ -506,7 +513,7 @@ def test_more_requests_a_second_than_allowed_are_slowed_down(tmp_path):
     quota = Quota(100, 0.5)
     for i in range(5):
         accounts.take("a", f"{i}", 1, quota)
-    with pytest.raises(server.predict.OverQuota) as caught:
+    with pytest.raises(server.serving.accounts.OverQuota) as caught:
         accounts.take("a", "6", 1, quota)
     assert caught.value.wait == pytest.approx(10.0)
     accounts.take("b", "1", 1, quota)  # another's is its own
@@ -522,14 +529,14 @@ def test_above_capacity_a_call_is_turned_away_with_a_hint_and_the_client_comes_a
     place = fresh(capacity=1)
     key, name = place.opened()
     gate, inside = threading.Event(), threading.Event()
-    answer = Prediction._answer
+    answer = server.predict._answer
 
-    def slow(self, *args):
+    def slow(*args):
         inside.set()
         gate.wait(20)
-        return answer(self, *args)
+        return answer(*args)
 
-    monkeypatch.setattr(Prediction, "_answer", slow)
+    monkeypatch.setattr(server.predict, "_answer", slow)
     sent = [key.encrypt_row(np.ones(D))]
     first = threading.Thread(target=lambda: place.raw("Predict", place.block(name, sent)))
     first.start()
@@ -545,7 +552,7 @@ def test_above_capacity_a_call_is_turned_away_with_a_hint_and_the_client_comes_a
 
 
 def test_a_call_that_sends_nothing_gives_its_place_back(fresh, monkeypatch):
-    monkeypatch.setattr(server.predict, "CALL_SECONDS", 0.5)
+    monkeypatch.setattr(server.serving.door, "CALL_SECONDS", 0.5)
     place = fresh(capacity=1)
     key, name = place.opened()
 
@@ -581,7 +588,7 @@ def test_a_server_that_changed_its_card_is_refused(fresh, monkeypatch):
     with place.client() as client:
         client.models()
     other = Identity.create("lab")
-    monkeypatch.setattr(place.service, "_identity", other)
+    monkeypatch.setattr(place.service.door, "card", other.card)
     with place.client() as client, pytest.raises(WrongKey, match="pinned is"):
         client.models()
 

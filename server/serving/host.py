@@ -27,9 +27,11 @@ from fl_core.trust.federation import host_port
 from fl_core.trust.identity import Card, Identity
 from fl_core.trust.ledger import Ledger
 from fl_core.trust.once import create_once
-from server.predict import Client, Prediction, Receipts, Server
-from server.predict_accounts import Accounts, Quota
-from server.predict_model import Served, load_linear, serve_linear
+from server.predict import Prediction, Server, handler
+from server.serving.accounts import Accounts, Quota
+from server.serving.door import Client, Counts, Door
+from server.serving.model import Served, load_linear, serve_linear
+from server.serving.receipts import Receipts
 
 Say = Callable[[str], None]
 
@@ -91,8 +93,9 @@ def host_predictions(home: Home, settings: Settings, say: Say) -> None:
     quota = Quota(settings.rows_a_day, settings.requests_a_second)
     accounts = Accounts(folder / "accounts.db")
     with Ledger.open(folder / "ledger.db", identity) as ledger:
-        service = Prediction(identity, ledger, accounts, clients, models, quota)
-        server = Server(service, settings.listen, pair)
+        counts = Counts()
+        service = Prediction(Door(identity, ledger, accounts, clients, quota, watcher=counts), models)
+        server = Server(handler(service), settings.listen, pair)
         receipts = Receipts(ledger, accounts)
         try:
             _tell(service, settings, folder, server.port, say)
@@ -102,7 +105,7 @@ def host_predictions(home: Home, settings: Settings, say: Say) -> None:
             server.stop()
             receipts.close()
             accounts.close()
-            say(f"{service.rows} rows served, {service.refusals} calls refused")
+            say(f"{counts.rows} rows served, {counts.refusals} calls refused")
 
 
 def _tell(service: Prediction, settings: Settings, folder: Path, port: int, say: Say) -> None:

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from fl_core.crypto.linear_inference import ModelSide
+from fl_core.crypto.linear_inference import ModelSide, block_rows
 from fl_core.crypto.linear_ring import Floats, open_ring
 from fl_core.errors import UsageError
 from fl_core.serving import Offer, features_digest
+from server.serving.keys import HeldKey
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,10 +40,37 @@ class Linear:
 
 @dataclass(frozen=True, eq=False)
 class Served:
-    """A model that is being served."""
+    """A model that is being served: what is told of it, and what answers, a `ModelSide` or `NetworkSide`."""
 
     offer: Offer
-    side: ModelSide
+    side: Any
+
+    @property
+    def rotations(self) -> tuple[int, ...]:
+        """For which a client's keys must serve where it asks about one row."""
+        return tuple(self.side.layout.rotations) if self.offer.layers else ()
+
+    @property
+    def block_rows(self) -> int:
+        """The most rows of a block."""
+        return int(self.side.block_rows) if self.offer.layers else block_rows(self.side.ring)
+
+    def begin(self) -> Any:
+        """Sums over no column yet."""
+        return self.side.begin()
+
+    def add(self, sums: Any, column: bytes) -> None:
+        """Add the next column.  Raises `BadMessage`."""
+        self.side.add(sums, column)
+
+    def finish(self, sums: Any, key: HeldKey, rows: int) -> list[bytes]:
+        """The answers to a block, one an output.  Raises `BadMessage`."""
+        return list(self.side.finish(sums, key.key, rows))
+
+    def answer_row(self, row: bytes, key: HeldKey) -> list[bytes]:
+        """The answers to one row: one an output of a linear model, one in all of a network.  Raises `BadMessage`."""
+        answers = self.side.answer_row(row, key.key)
+        return [answers] if self.offer.layers else answers
 
 
 def load_linear(source: Path) -> Linear:

@@ -1,0 +1,238 @@
+"""The door of a model owner's services: who may call, how often, how many at a time, and what is kept of it.
+
+Clients are known by their cards and sign each request.  One is refused before it costs anything where its signer is
+unknown or expired, its signature, time or nonce is not right, or its quota is used up; above capacity a call is turned
+away with a hint when to come again.  What was answered leaves a receipt, signed by both.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NoReturn, Protocol
+
+import grpc
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from fl_core.errors import BadMessage, BadSignature, FedsealError, JobFailed, RefusedError, UsageError
+from fl_core.serving import RETRY_KEY, digest, make_receipt, read_request
+from fl_core.trust.entry import Statement
+from fl_core.trust.identity import Card, Identity
+from fl_core.trust.ledger import Ledger
+from server.serving.accounts import Accounts, OverQuota, Quota
+
+CAPACITY = 8  # blocks at a time
+CALL_SECONDS = 60.0
+FIRST_SECONDS = 5.0  # for whom nobody knows yet
+BUSY_SECONDS = 0.25
+_log = logging.getLogger("fedseal.predict")
+
+
+@dataclass(frozen=True)
+class Client:
+    """Who may ask; `until` is in seconds since 1970, 0 for no end."""
+
+    card: Card
+    until: float = 0.0
+
+
+class Busy(JobFailed):
+    """All places are taken; `wait` is in seconds."""
+
+    code = "busy"
+
+    def __init__(self, wait: float = BUSY_SECONDS) -> None:
+        super().__init__("all places are taken; come again")
+        self.wait = wait
+
+
+class NoContext(JobFailed):
+    """The client's public key is not here (any more)."""
+
+    code = "context"
+
+
+_CODES = (
+    (OverQuota, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (Busy, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (NoContext, grpc.StatusCode.FAILED_PRECONDITION),
+    (BadSignature, grpc.StatusCode.UNAUTHENTICATED),
+    (RefusedError, grpc.StatusCode.PERMISSION_DENIED),
+    (BadMessage, grpc.StatusCode.INVALID_ARGUMENT),
+    (UsageError, grpc.StatusCode.INVALID_ARGUMENT),
+)
+
+
+class Watcher(Protocol):
+    """Hears what happens at the door; called from several threads."""
+
+    def served(self, *, client: str, model: str, version: str, rows: int, seconds: float) -> None:
+        """A block was answered."""
+
+    def refused(self, *, client: str, code: str) -> None:
+        """A call was refused or failed; `client` is empty where it is not known, `code` is of `fl_core.errors`."""
+
+
+class Counts:
+    """The least a watcher does."""
+
+    def __init__(self) -> None:
+        self.rows = self.refusals = 0
+        self._lock = threading.Lock()
+
+    def served(self, *, client: str, model: str, version: str, rows: int, seconds: float) -> None:
+        """See `Watcher`."""
+        with self._lock:
+            self.rows += rows
+
+    def refused(self, *, client: str, code: str) -> None:
+        """See `Watcher`."""
+        with self._lock:
+            self.refusals += 1
+
+
+class Door:
+    """What all services of one owner share.
+
+    Parameters
+    ----------
+    ledger : of the model's owner, open for writing under `identity`.
+    clients : by name. capacity : blocks at a time.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        ledger: Ledger,
+        accounts: Accounts,
+        clients: dict[str, Client],
+        quota: Quota,
+        *,
+        capacity: int = CAPACITY,
+        watcher: Watcher | None = None,
+    ) -> None:
+        self.card, self.log = identity.card, ledger.log
+        self.clients, self.quota, self.accounts = clients, quota, accounts
+        self.watcher: Watcher = watcher or Counts()
+        self._identity, self._places = identity, threading.Semaphore(capacity)
+
+    def admit(self, data: bytes, method: str) -> Statement:
+        """The request of a known client.  Raises `BadMessage`, `BadSignature`, `RefusedError`."""
+        statement = read_request(data, method, self.card.fingerprint)
+        client = self.clients.get(statement.by)
+        if client is None:
+            raise RefusedError("not a client here")
+        statement.verify(client.card)
+        _caller.name = statement.by
+        if client.until and time.time() > client.until:
+            raise RefusedError(f"{statement.by}: its time here has ended")
+        return statement
+
+    def take(self, statement: Statement, *, rows: int) -> None:
+        """Count a request and its rows.  Raises `BadMessage` for one that was made before, `OverQuota`."""
+        self.accounts.take(statement.by, statement.body["nonce"], rows, self.quota)
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """One of the places for work; raises `Busy`."""
+        if not self._places.acquire(blocking=False):
+            raise Busy
+        try:
+            yield
+        finally:
+            self._places.release()
+
+    def receipt(self, statement: Statement, answers: list[bytes], received: int, seconds: float) -> Statement:
+        """Make, keep and return the receipt of an answered block; `received`: bytes of ciphertexts."""
+        body = statement.body
+        receipt = make_receipt(
+            self._identity,
+            self.log,
+            statement,
+            self.clients[statement.by].card,
+            answers=digest(answers),
+            received=received,
+            answered=sum(map(len, answers)),
+        )
+        self.accounts.keep(receipt)
+        self.watcher.served(
+            client=statement.by, model=body["model"], version=body["version"], rows=body["rows"], seconds=seconds
+        )
+        return receipt
+
+
+class _Caller(threading.local):
+    """Who calls on this thread, once that is known."""
+
+    name = ""
+
+
+_caller = _Caller()
+
+
+@contextmanager
+def limited(context: grpc.ServicerContext, seconds: float) -> Iterator[None]:
+    """Cancel the call after so long in here."""
+    limit = threading.Timer(seconds, context.cancel)
+    limit.daemon = True
+    limit.start()
+    try:
+        yield
+    finally:
+        limit.cancel()
+
+
+class Guarded(grpc.GenericRpcHandler):
+    """A service whose errors become a status with one line; no call holds its place for longer than `CALL_SECONDS`.
+
+    Parameters
+    ----------
+    description : of the service, from its messages' module. service : has a method for each of its methods.
+    """
+
+    def __init__(self, description: Any, service: Any, watcher: Watcher) -> None:
+        self._service, self._watcher = service, watcher
+        self._methods = {f"/{description.full_name}/{m.name}": m for m in description.methods}
+
+    def service(self, call: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        """gRPC's handler of a call."""
+        method = self._methods.get(call.method)
+        if method is None:
+            return None
+        request, reply = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
+        make = grpc.stream_unary_rpc_method_handler if method.client_streaming else grpc.unary_unary_rpc_method_handler
+        return make(
+            self._behave(getattr(self._service, method.name)),
+            request_deserializer=request.FromString,
+            response_serializer=reply.SerializeToString,
+        )
+
+    def _behave(self, method: Callable[[Any, grpc.ServicerContext], Message]) -> Callable[..., Message]:
+        def behave(request: Any, context: grpc.ServicerContext) -> Message:
+            left, _caller.name = context.time_remaining(), ""
+            try:
+                with limited(context, CALL_SECONDS if left is None else min(left, CALL_SECONDS)):
+                    return method(request, context)
+            except Exception as error:  # each becomes a status with one line
+                code = error.code if isinstance(error, FedsealError) else "internal"
+                self._watcher.refused(client=_caller.name, code=code)
+                _abort(context, error)
+
+        return behave
+
+
+def _abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
+    if not isinstance(error, FedsealError):
+        if context.is_active():  # else it is the end of a client that went away
+            _log.error("a call failed", exc_info=error)
+        context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__}; the server's output says more")
+    code = next((code for kind, code in _CODES if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
+    if isinstance(error, OverQuota | Busy):
+        context.set_trailing_metadata(((RETRY_KEY, str(round(error.wait * 1000))),))
+    context.abort(code, " ".join(str(error).split())[:500])
+    raise error  # not reached: abort raises
