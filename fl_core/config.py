@@ -12,7 +12,7 @@ from typing import Any
 
 from fl_core.crypto.profiles import get_profile
 from fl_core.errors import JobFileError, UsageError
-from fl_core.job import DATASETS, MODELS, NAME, TABLES, Job, Party, other_tables
+from fl_core.job import DATASETS, MODELS, NAME, TABLES, Job, Party, check_predict_protocol, other_tables
 from fl_core.schema import read
 
 
@@ -220,6 +220,7 @@ def _check_predict(job: Job) -> None:
         raise JobFileError(f"psi.{key}", "all parties of a prediction are aligned", allowed="output = receivers")
     if psi.protocol == "cm20" and len(names) > 2:
         raise JobFileError("psi.protocol", f"'cm20' with {len(names)} parties", allowed="ecdh, auto")
+    check_predict_protocol(job)
 
 
 def _check_vertical(job: Job) -> None:

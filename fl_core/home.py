@@ -81,6 +81,11 @@ class Home:
         return self.path / "ledger.db"
 
     @property
+    def witnesses(self) -> Path:
+        """The policy of outside witnesses, where there is one."""
+        return self.path / "witnesses.json"
+
+    @property
     def coordinator(self) -> Path:
         """The coordinator's folder."""
         return self.path / "coordinator"

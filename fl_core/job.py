@@ -190,6 +190,7 @@ class Predict:
 
     model: str = setting("", doc="the --out folder of the model's training, or its run: id, MLflow run id or name")
     receivers: tuple[str, ...] = setting((), doc="who gets the scores; default: the party that had the labels")
+    protocol: str = setting("shared", choices=("shared", "ckks"), doc="ckks: boosted trees of two parties, no dealer")
     min_trees: int = setting(MIN_TREES, low=1, doc="trees a score; with fewer an exact score shows a row's paths")
     active: str | None = setting(None, doc="the party that had the labels, from the training")
     algorithm: str | None = setting(None, choices=("logistic", "gbdt", "split-nn"), doc="from the training")
@@ -354,6 +355,23 @@ def _unsafe_predict(job: Job) -> list[str]:
         few = f"{predict.min_trees} trees" if predict.min_trees > 1 else "a single tree"
         return [f"scores of as few as {few}: an exact one shows the receiver a row's paths at the other parties"]
     return []
+
+
+def check_predict_protocol(job: Job) -> None:
+    """`JobFileError` where a prediction's `protocol = "ckks"` does not go with what is known of the rest."""
+    predict, parties = job.predict, len(job.parties)
+    if predict.protocol != "ckks":
+        return
+    wrong = ""
+    if parties != 2:
+        wrong = f"{parties} parties"
+    elif predict.algorithm not in (None, "gbdt"):
+        wrong = predict.algorithm
+    elif predict.active is not None and predict.receivers not in ((), (predict.active,)):
+        wrong = f"receivers {', '.join(predict.receivers)}"
+    if wrong:
+        allowed = "shared; ckks for boosted trees of two parties, the one that had the labels as the only receiver"
+        raise JobFileError("predict.protocol", f"'ckks' with {wrong}", allowed=allowed)
 
 
 def public_digest(view: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from server.report_parts import Facts, Told, count, last, names, took_part
 _SCORED = {
     "logistic": "the sum of the parties' scores of a row, under shares; of two parties it can subtract its own",
     "gbdt": "a row's score, by shares of a product, leaf weights rounded; likely paths of a row show in it",
+    "gbdt-ckks": "a row's score, summed under its own key, leaf weights rounded; likely paths of a row show in it",
     "split-nn": "the embedding of each row, under the noise of the training if it had any",
 }
 
@@ -35,6 +36,8 @@ def _training(facts: Facts) -> dict[str, str]:
 def _privacy(facts: Facts) -> list[tuple[str, object]]:
     predict, parties = facts["job"].get("predict", {}), names(facts)
     algorithm = str(predict.get("algorithm", ""))
+    if algorithm == "gbdt" and predict.get("protocol") == "ckks":
+        algorithm = "gbdt-ckks"
     compares = "; it compared ids without keys" if len(parties) > 2 else ""
     deals = "; it dealt randomness and must not collude with a party" if algorithm == "gbdt" else ""
     return [

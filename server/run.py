@@ -353,6 +353,10 @@ class Running:
 
     def _finish(self, summary: dict[str, Any], ledger: Ledger, mlflow: MlflowRecorder, published: bytes | None) -> None:
         out, checkpoint = Path(self.info.out), ledger.checkpoint()
+        if self.home.witnesses.exists():
+            from server.witness import ask_about_run
+
+            summary["witnesses"] = ask_about_run(self.home, ledger)
         rounds = [e.body for e in ledger.entries(run=self.info.run, kind="round")]
         size = parse_checkpoint(parse_note(checkpoint).text).size
         facts = {

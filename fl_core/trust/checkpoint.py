@@ -18,10 +18,11 @@ import struct
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from fl_core.errors import BadMessage, BadSignature, UsageError
 from fl_core.trust.canonical import MAX_INT
-from fl_core.trust.identity import Card, Identity
+from fl_core.trust.identity import Identity
 
 MAX_NOTE = 64 * 1024
 _ED25519, _COSIGNATURE = b"\x01", b"\x04"
@@ -30,7 +31,25 @@ _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f]")
 _SIZE = re.compile(r"0|[1-9][0-9]{0,15}")
 
 
-def log_id(card: Card) -> str:
+class Key(Protocol):
+    """Whose signatures are checked: a `Card`, or an outsider's key alone (`fl_core.trust.outside.VerifierKey`)."""
+
+    @property
+    def name(self) -> str:
+        """As on signature lines; of a log's key any name for messages."""
+        ...
+
+    @property
+    def ed25519(self) -> str:
+        """The public key, 64 hex digits."""
+        ...
+
+    def verify(self, data: bytes, sig: bytes) -> None:
+        """Raise BadSignature unless `sig` is over `data`."""
+        ...
+
+
+def log_id(card: Key) -> str:
     """Return the origin of the log that the coordinator of `card` keeps: `fedseal/` and 16 hex digits."""
     return "fedseal/" + hashlib.sha256(bytes.fromhex(card.ed25519)).hexdigest()[:16]
 
@@ -108,7 +127,7 @@ def sign_checkpoint(identity: Identity, checkpoint: Checkpoint) -> str:
     return f"{text}\n{_line(checkpoint.origin, _ED25519, identity.card, blob)}\n"
 
 
-def open_checkpoint(note: str, card: Card) -> Checkpoint:
+def open_checkpoint(note: str, card: Key) -> Checkpoint:
     """Return the checkpoint in `note`, verified to be signed by the coordinator of `card`.
 
     Raises
@@ -152,7 +171,7 @@ def cosign(identity: Identity, note: str, *, timestamp: int | None = None) -> st
     return _line(identity.name, _COSIGNATURE, identity.card, blob)
 
 
-def verify_cosignature(note: str, line: str, card: Card) -> int:
+def verify_cosignature(note: str, line: str, card: Key) -> int:
     """Check the co-signature `line` of the party of `card` for `note`; return its time, seconds since 1970.
 
     Raises BadMessage if note or line is malformed, BadSignature if it is not this party's for this
@@ -176,11 +195,11 @@ def _cosigned_message(text: str, seconds: int) -> bytes:
     return f"cosignature/v1\ntime {seconds}\n{text}".encode()
 
 
-def _key_id(name: str, algorithm: bytes, card: Card) -> bytes:
+def _key_id(name: str, algorithm: bytes, card: Key) -> bytes:
     return hashlib.sha256(name.encode() + b"\n" + algorithm + bytes.fromhex(card.ed25519)).digest()[:4]
 
 
-def _line(name: str, algorithm: bytes, card: Card, blob: bytes) -> str:
+def _line(name: str, algorithm: bytes, card: Key, blob: bytes) -> str:
     return f"— {name} {_b64(_key_id(name, algorithm, card) + blob)}"
 
 
@@ -194,7 +213,7 @@ def _parse_line(line: str) -> NoteSignature:
     return NoteSignature(match[1], blob[:4], blob[4:])
 
 
-def _lines_of(lines: Sequence[NoteSignature], name: str, algorithm: bytes, card: Card) -> list[NoteSignature]:
+def _lines_of(lines: Sequence[NoteSignature], name: str, algorithm: bytes, card: Key) -> list[NoteSignature]:
     key_id = _key_id(name, algorithm, card)
     return [line for line in lines if line.name == name and line.key_id == key_id]
 

@@ -39,6 +39,7 @@ from fl_core.trust import canonical, database, merkle
 from fl_core.trust.checkpoint import Checkpoint, log_id, open_checkpoint, sign_checkpoint, verify_cosignature
 from fl_core.trust.entry import KINDS, NO_PREVIOUS, Entry, Statement, check_roster
 from fl_core.trust.identity import Card, Identity
+from fl_core.trust.outside import VerifierKey
 
 _FILE = database.FileType(
     word="fedseal ledger",
@@ -57,6 +58,11 @@ _FILE = database.FileType(
         CREATE TABLE cosignatures (
             size INTEGER, name TEXT, line TEXT NOT NULL, PRIMARY KEY (size, name)) WITHOUT ROWID;
     """,
+)
+# made when the first one comes: ledgers of before have none
+_OUTSIDE = (
+    "CREATE TABLE IF NOT EXISTS outside_cosignatures ("
+    "size INTEGER, key TEXT, line TEXT NOT NULL, PRIMARY KEY (size, key)) WITHOUT ROWID"
 )
 _PAGE = 500
 THREADED = 64  # statements from which their signatures are checked on threads
@@ -193,6 +199,24 @@ class Ledger:
                 [(size, name, line) for name, line in lines.items()],
             )
 
+    def add_outside(self, size: int, key: VerifierKey, line: str) -> None:
+        """Store the co-signature line of a witness from outside, who shows no card, for the checkpoint over `size`.
+
+        Raises
+        ------
+        UsageError
+            If there is no checkpoint over `size` entries.
+        BadMessage, BadSignature
+            If the line is malformed or does not verify.
+        """
+        with self._writing():
+            note = self.checkpoint_at(size)
+            if note is None:
+                raise UsageError(f"{self._path}: no checkpoint over {size} entries")
+            verify_cosignature(note, line, key)
+            self._db.execute(_OUTSIDE)
+            self._db.execute("INSERT OR IGNORE INTO outside_cosignatures VALUES (?, ?, ?)", (size, key.text, line))
+
     # ---- reading
 
     def entries(
@@ -247,6 +271,13 @@ class Ledger:
     def cosignatures(self, size: int) -> dict[str, str]:
         """Return the stored co-signature lines of the checkpoint over `size` entries by party name."""
         return dict(self._all("SELECT name, line FROM cosignatures WHERE size = ? ORDER BY name", size))
+
+    def outside_cosignatures(self, size: int) -> dict[str, str]:
+        """Return the lines that witnesses from outside gave for the checkpoint over `size` entries by verifier key."""
+        if not self._all("SELECT 1 FROM sqlite_master WHERE name = 'outside_cosignatures'"):
+            return {}
+        query = "SELECT key, line FROM outside_cosignatures WHERE size = ? ORDER BY key"
+        return dict(self._all(query, size))
 
     # ---- one transaction
 

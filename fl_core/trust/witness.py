@@ -18,9 +18,9 @@ from pathlib import Path
 
 from fl_core.errors import ForkDetected, IntegrityError, LedgerBroken
 from fl_core.trust import database, merkle
-from fl_core.trust.checkpoint import Checkpoint, cosign, open_checkpoint
+from fl_core.trust.checkpoint import Checkpoint, Key, cosign, open_checkpoint
 from fl_core.trust.entry import Entry, Statement
-from fl_core.trust.identity import Card, Identity
+from fl_core.trust.identity import Identity
 
 _FILE = database.FileType(
     word="fedseal witness file",
@@ -81,7 +81,7 @@ class Witness:
     def observe(
         self,
         note: str,
-        log_card: Card,
+        log_card: Key,
         proof: Sequence[bytes],
         *,
         mine: OwnLeaf | None,
@@ -95,7 +95,7 @@ class Witness:
         note
             The coordinator's checkpoint note.
         log_card
-            The coordinator's card, as pinned.
+            The coordinator's card, as pinned, or its key.
         proof
             Consistency proof from the remembered size to the note's; empty if none is remembered.
         mine

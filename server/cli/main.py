@@ -7,7 +7,7 @@ import sys
 import typer
 
 from fl_core.errors import FedsealError
-from server.cli import audit, backup, coordinator, jobs, node, serve
+from server.cli import audit, backup, coordinator, jobs, node, serve, witness
 
 app = typer.Typer(
     name="fedseal",
@@ -24,6 +24,7 @@ backup.register(app)
 app.add_typer(audit.app, name="audit")
 app.add_typer(coordinator.app, name="coordinator")
 app.add_typer(node.app, name="node")
+app.add_typer(witness.app, name="witness")
 
 
 def main() -> None:

@@ -103,3 +103,40 @@ def test_few_trees_and_embeddings_are_said_to_be_unsafe():
     assert "5 trees" in filled(min_trees=5).unsafe[0]
     assert filled(min_trees=5, algorithm="logistic").unsafe == []
     assert "embeddings" in filled(algorithm="split-nn", receivers=("bank",)).unsafe[0]
+
+
+def test_encrypted_trees_for_the_party_with_the_labels_need_no_dealer():
+    made = filled(protocol="ckks", receivers=("bank",))
+    assert plan_of(made).protocol == "ckks" and not plan_of(made).deals
+    assert plan_of(filled()).protocol == "shared" and plan_of(filled()).deals
+    assert job_from_public(made.public()).digest() == made.digest() != filled(receivers=("bank",)).digest()
+
+
+THIRD = [*PARTIES, {"name": "shop", "data": "new", "id": "id"}]
+
+
+@pytest.mark.parametrize(
+    ("told", "parties", "said"),
+    [
+        ({"receivers": ("lab",)}, PARTIES, "receivers lab"),
+        ({"receivers": ("bank", "lab")}, PARTIES, "receivers bank, lab"),
+        ({"algorithm": "logistic"}, PARTIES, "logistic"),
+        ({"algorithm": "split-nn"}, PARTIES, "split-nn"),
+        ({}, THIRD, "3 parties"),
+    ],
+)
+def test_encryption_where_there_is_none_is_one_clear_line(told, parties, said):
+    made = dataclasses.replace(
+        filled(**{"protocol": "ckks", "receivers": ("bank",), **told}), parties=job(parties=parties).parties
+    )
+    with pytest.raises(JobFileError, match=r"predict\.protocol: 'ckks' with ") as caught:
+        plan_of(made)
+    assert f"with {said}; allowed: shared; ckks for boosted trees of two parties" in str(caught.value)
+    plan_of(dataclasses.replace(made, predict=dataclasses.replace(made.predict, protocol="shared")))
+
+
+def test_a_protocol_that_is_none_and_an_unknown_model_are_refused():
+    with pytest.raises(JobFileError, match=r"predict\.protocol: 'he' is not allowed; allowed: shared \| ckks"):
+        job({"protocol": "he"})
+    with pytest.raises(JobFileError, match=r"predict\.algorithm: missing"):
+        plan_of(filled(protocol="ckks", receivers=("bank",), algorithm=None))

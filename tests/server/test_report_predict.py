@@ -56,6 +56,11 @@ def test_it_says_who_got_scores_and_what_these_tell(tmp_path, algorithm, receive
     assert "/srv/secret" not in html
 
 
+def test_trees_under_encryption_name_no_dealer(tmp_path):
+    html = page(tmp_path, job(receivers=("bank",), protocol="ckks").public())
+    assert "under its own key" in html and "paths" in html and "must not collude" not in html
+
+
 def test_names_and_values_from_outside_are_text(tmp_path):
     view = job().public()
     view["party"] = [{"name": EVIL}]

@@ -2,7 +2,8 @@
 
 The score of a row is Σ over trees and leaves of weight · Π over parties of mark, where a party's mark of a leaf is 1 if
 its own splits let the row come there.  The active party brings weight · mark as whole numbers of `unit`, the others
-their marks.  How the product is shared is another module's (`tree_shares`); here everything is a party's own.
+their marks.  How the products are summed is another module's (`tree_shares` with a dealer, `tree_ckks` without); here
+everything is a party's own.
 
 Leaf weights are rounded to `UNIT` of a logit (of a regression: to a thousandth of the decade of its largest leaf).  An
 exact score is a sum of one leaf a tree, so it says which leaves they were: for 10 trees and two candidates each all of
@@ -22,13 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_core.channel import Channel
-from fl_core.crypto.ring import Elements, Floats, check_headroom
+from fl_core.crypto.marked_sum import MAX_LEAVES, MAX_SUM, MAX_VALUE
+from fl_core.crypto.ring import U64, Elements, Floats, check_headroom
 from fl_core.errors import DataError, RefusedError
 from fl_core.learning.binning import BinnedFeatures
 from fl_core.learning.boosting import Codes
 from fl_core.learning.columns import Columns, Kind
 from fl_core.learning.tree_parts import OWN, ActiveTrees, PassiveTrees, TreePart, allowed_leaves
-from fl_core.protocols.prediction import tree_shares
+from fl_core.protocols.prediction import tree_ckks, tree_shares
 from fl_core.protocols.prediction.part import Arrays, NewRows, Part, Training, malformed
 from fl_core.protocols.prediction.plan import Plan
 
@@ -187,6 +189,22 @@ class ForestPart(Part):
             raise RefusedError(f"{problem}; allowed: {plan.min_trees} or more, or a smaller predict.min_trees")
         if not rounds:
             raise DataError(self.where, "a model without trees", allowed="one tree or more")
+        if plan.protocol == "ckks":
+            self._check_ckks()
+
+    def _check_ckks(self) -> None:
+        """Whether the sums have room under encryption."""
+        problem, trees = "", self.trees
+        if (widest := max(self.layout().widths)) > MAX_LEAVES:
+            problem = f"{widest} leaves a score"
+        elif isinstance(trees, ActiveTrees):
+            leaves = np.abs(WholeLeaves.of(trees, self.training.objective).leaves)
+            whole = max(leaves[output :: trees.outputs].sum() for output in range(trees.outputs))
+            if leaves.max() > MAX_VALUE or whole > MAX_SUM:
+                problem = f"leaf weights of up to {leaves.max():.0f} units, {whole:.0f} a score"
+        if problem:
+            allowed = f"{MAX_LEAVES} leaves, weights up to {MAX_VALUE} and {MAX_SUM} together; or protocol = shared"
+            raise DataError(self.where, problem, allowed=allowed)
 
     def layout(self) -> Layout:
         """The columns of the product, the same at all parties."""
@@ -197,7 +215,9 @@ class ForestPart(Part):
         return Layout(split, shape, self.training.outputs)
 
     def score(self, channel: Channel, plan: Plan, rows: NewRows) -> Floats | None:
-        """As `Part.score`, by shares from the coordinator's randomness."""
+        """As `Part.score`, by shares from the coordinator's randomness or under the active party's key."""
+        if not plan.deals:
+            return self._score_encrypted(channel, plan, rows)
         layout, codes, trees = self.layout(), self.codes(rows.columns), self.trees
         whole = WholeLeaves.of(trees, self.training.objective) if isinstance(trees, ActiveTrees) else None
         frame = tree_shares.Frame(self.training.parties, plan.receivers, len(codes), tuple(layout.widths))
@@ -209,3 +229,18 @@ class ForestPart(Part):
             return marks(trees, layout, codes[block], dtype), None
 
         return tree_shares.score(channel, frame, bring, None if whole is None else (whole.unit, whole.bits))
+
+    def _score_encrypted(self, channel: Channel, plan: Plan, rows: NewRows) -> Floats | None:
+        layout, codes, trees = self.layout(), self.codes(rows.columns), self.trees
+        frame, (peer,) = tree_ckks.Frame(len(codes), tuple(layout.widths)), plan.others(channel.me)
+        if not isinstance(trees, ActiveTrees):
+            flags = np.dtype(np.bool_)
+            tree_ckks.score_passive(channel, peer, frame, lambda block: marks(trees, layout, codes[block], flags))
+            return None
+        whole = WholeLeaves.of(trees, self.training.objective)
+
+        def bring(block: slice) -> tuple[Floats, Floats]:
+            numbers, alone = values(trees, whole, layout, codes[block], U64)
+            return numbers.view(np.int64).astype(np.float64), alone.view(np.int64).astype(np.float64)
+
+        return tree_ckks.score_active(channel, peer, frame, bring) * whole.unit

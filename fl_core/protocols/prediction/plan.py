@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from fl_core.errors import JobFileError
-from fl_core.job import Job
+from fl_core.job import Job, check_predict_protocol
 from fl_core.protocols.psi.jobs import plan_of as psi_plan
 from fl_core.protocols.psi.program import Plan as PsiPlan
 
@@ -22,7 +22,8 @@ class Plan:
     run : that trained the model, 16 hex characters.
     parties : in the job's order. active : the one that had the labels.
     receivers : who gets the scores; rows are in the order of the first one's ids.
-    algorithm : of the model, empty where the job does not say. min_trees : a score must have.
+    algorithm : of the model, empty where the job does not say. protocol : of boosted trees, "shared" or "ckks".
+    min_trees : a score must have.
     """
 
     run: str
@@ -30,8 +31,14 @@ class Plan:
     active: str
     receivers: tuple[str, ...]
     algorithm: str
+    protocol: str
     min_trees: int
     psi: PsiPlan
+
+    @property
+    def deals(self) -> bool:
+        """Whether trees are scored with the coordinator's randomness."""
+        return self.protocol == "shared"
 
     def others(self, name: str) -> list[str]:
         """All parties but one, in the job's order."""
@@ -46,12 +53,16 @@ def plan_of(job: Job) -> Plan:
     if predict.active is None or not predict.receivers:
         missing = "active" if predict.active is None else "receivers"
         raise JobFileError(f"predict.{missing}", "missing at a party", allowed="what the coordinator fills in")
+    check_predict_protocol(job)
+    if predict.protocol == "ckks" and predict.algorithm is None:
+        raise JobFileError("predict.algorithm", "missing at a party", allowed="what the coordinator fills in")
     return Plan(
         run=predict.model,
         parties=tuple(party.name for party in job.parties),
         active=predict.active,
         receivers=predict.receivers,
         algorithm=predict.algorithm or "",
+        protocol=predict.protocol,
         min_trees=predict.min_trees,
         psi=psi_plan(job),
     )

@@ -5,10 +5,10 @@ Who learns what
 All parties: the intersection of the new rows' ids, as `fl_core.protocols.psi` says with all as receivers: every party
 learns which of its rows the others have, and the sizes of the sets.  The order of these rows by the ids of the first
 receiver, which all of them hold themselves.
-A receiver: the scores, and what the algorithm's module says (`linear`, `forest` with `tree_shares`, `network`); of a
-classifier with more than two classes their names.  The others: nothing of scores.
-The coordinator: how many rows are aligned; it deals randomness for trees and must not collude with a party then; where
-more than two parties are aligned it compares without keys.
+A receiver: the scores, and what the algorithm's module says (`linear`, `forest` with `tree_shares` or `tree_ckks`,
+`network`); of a classifier with more than two classes their names.  The others: nothing of scores.
+The coordinator: how many rows are aligned; for trees it deals randomness and must not collude with a party then, unless
+`protocol` is "ckks"; where more than two parties are aligned it compares without keys.
 
 Parts of different trainings are found out before anything else: each party sends the others a digest of what all parts
 of one model share, which is not secret among them.
@@ -106,7 +106,8 @@ def run(
         raise DataError("the parties", "no common ids", allowed="ids that some rows of all parties share")
     rows = found.rows[_order(channel, plan, table.ids[found.rows])]
     if part.is_active:
-        channel.send(COORDINATOR, DEAL if part.training.algorithm == "gbdt" else OVER, step=PHASE)
+        dealt = part.training.algorithm == "gbdt" and plan.deals
+        channel.send(COORDINATOR, DEAL if dealt else OVER, step=PHASE)
     say(f"scoring {len(rows):,} rows")
     began = time.monotonic()
     block = None if table.block is None else table.block[rows]
