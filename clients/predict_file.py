@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clients.columns import read_columns
 from clients.predict import PredictClient, Scores
@@ -37,15 +38,9 @@ def predict_file(
     where, started = "predict", time.monotonic()
     header, _ = read_arrow(data, where=where)
     features = [n for n in header.column_names if n not in {*id_columns, *without}]
-    loaded = read_columns(data, id_columns=list(id_columns), label=None, only=features, where=where)
-    x = np.empty((len(loaded.columns), len(features)))
-    for i, column in enumerate(loaded.columns):
-        if column.numbers is None or np.isnan(column.numbers).any():
-            problem = "is no number" if column.numbers is None else "has missing values"
-            raise DataError(f"{where}: {data.name}, column {column.name!r}", problem, allowed="a number in every row")
-        x[:, i] = column.numbers
+    x, ids = read_features(data, features, id_columns, where=where)
     scores = client.predict(x, features, model)
-    table = loaded.ids
+    table = ids
     for name, values in _columns(scores).items():
         table = table.append_column(name, [values])
     with io.BytesIO() as file:
@@ -58,6 +53,25 @@ def predict_file(
         "seconds": round(time.monotonic() - started, 3),
         "out": str(out),
     }
+
+
+def read_features(
+    data: Path, features: Sequence[str], text: Sequence[str], *, where: str
+) -> tuple[NDArray[np.float64], Any]:
+    """Columns of numbers, (n, d) float64, and an Arrow table of the columns `text` as they are.
+
+    Raises
+    ------
+    DataError : the file, a column that is not there; a value that is missing or no number.
+    """
+    loaded = read_columns(data, id_columns=list(text), label=None, only=features, where=where)
+    x = np.empty((len(loaded.columns), len(features)))
+    for i, column in enumerate(loaded.columns):
+        if column.numbers is None or np.isnan(column.numbers).any():
+            problem = "is no number" if column.numbers is None else "has missing values"
+            raise DataError(f"{where}: {data.name}, column {column.name!r}", problem, allowed="a number in every row")
+        x[:, i] = column.numbers
+    return x, loaded.ids
 
 
 def _columns(scores: Scores) -> dict[str, Any]:

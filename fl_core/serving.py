@@ -29,6 +29,8 @@ _FIELDS: dict[str, frozenset[str]] = {
     "Describe": frozenset(),
     "OpenContext": frozenset({"set", "key", "rotations"}),
     "Predict": frozenset({"model", "version", "form", "key", "rows", "sent"}),
+    "DescribeVertical": frozenset(),
+    "OpenVertical": frozenset({"key"}),
     "Score": frozenset({"model", "version", "form", "key", "rows", "sent"}),
 }
 _COMMON = frozenset({"method", "server", "nonce", "time"})
@@ -79,7 +81,7 @@ def read_request(data: bytes, method: str, server: str) -> Statement:
     body = statement.body
     if statement.kind != "request" or set(body) != _COMMON | _FIELDS[method] or body["method"] != method:
         raise BadMessage(f"not a request to {method}")
-    if body["server"] != server and not (method == "Describe" and body["server"] == ""):
+    if body["server"] != server and not (method.startswith("Describe") and body["server"] == ""):
         raise BadMessage("a request to another server")
     if not is_hex(body["nonce"], 16) or type(body["time"]) is not int:
         raise BadMessage("a request without a proper nonce and time")
@@ -135,7 +137,7 @@ class Offer:
     name, version : version is of the weights and the settings. parameters : the set's name.
     features : how many; feature_digest as `features_digest`. classes : in order.
     centre, unit_bits : (features,) a client sends (x - centre) / 2^unit_bits, features in alphabetical order.
-    bits, row_bits : of a linear model's scales. labels : whether scores have a random factor.
+    bits, row_bits : of a linear model's scales, of a network 0. labels : whether scores have a random factor.
     layers : a network's sizes, features first; empty for a linear model.
     """
 
@@ -168,7 +170,7 @@ class Offer:
                 and all(isinstance(c, str) for c in offer.classes)
                 and all(abs(float(c)) < 1e300 for c in offer.centre)
                 and all(type(b) is int and -1000 < b < 1000 for b in offer.unit_bits)
-                and all(type(b) is int and 0 < b < 64 for b in (offer.bits, offer.row_bits))
+                and all(type(b) is int and (b == 0 if offer.layers else 0 < b < 64) for b in (offer.bits, offer.row_bits))
                 and all(type(n) is int and 0 < n <= 1 << 16 for n in offer.layers)
                 and (offer.layers[:1] + offer.layers[-1:] in ((), (offer.features, len(offer.classes) - 1)))
             )

@@ -7,7 +7,9 @@ Who may call, and what is kept of it, is decided at the door (`server.serving.do
 
 from __future__ import annotations
 
+import gc
 import json
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,15 +34,19 @@ from fl_core.wire.predict_pb2 import (
     PredictReply,
     PredictRequest,
 )
-from server.serving.door import CAPACITY, FIRST_SECONDS, Door, Guarded, NoContext, limited
+from server.serving.door import CAPACITY, CROWD, FIRST_SECONDS, Door, Guarded, NoContext, limited
 from server.serving.keys import MAX_ROTATIONS, HeldKey, Keys, open_key
 from server.serving.model import Served
+from server.serving.places import ROOM, Pool
 
+STREAMS = 128  # calls of one connection at a time; more of them wait in the client's own library
+SWITCH_SECONDS = 0.001  # a thread keeps Python's lock for so long, so that rows do not wait for blocks
+WINDOW = 1 << 19  # bytes that a call may send before they are read
 SERVICE = predict_pb2.DESCRIPTOR.services_by_name["Prediction"]
 
 
 class Prediction:
-    """The service's methods; `models`, by name, may be replaced as a whole while serving."""
+    """The service's methods; `models` may be replaced as a whole while serving."""
 
     def __init__(self, door: Door, models: dict[str, Served]) -> None:
         self.door, self.models, self._keys = door, models, Keys()
@@ -77,9 +83,9 @@ class Prediction:
     def Predict(self, requests: Iterator[PredictRequest], context: grpc.ServicerContext) -> PredictReply:
         """Answer one block."""
         statement = self._first(requests, context, "Predict")
+        model, key = self._wanted(statement)
         started = time.monotonic()
-        with self.door.place():
-            model, key = self._wanted(statement)
+        with self.door.place(f"{model.offer.name} {statement.body['form']}"):
             self.door.take(statement, rows=statement.body["rows"])
             answers, received = _answer(model, key, statement.body, _rest(requests, "ciphertext"))
         receipt = self.door.receipt(statement, answers, received, time.monotonic() - started)
@@ -96,8 +102,9 @@ class Prediction:
     def _wanted(self, statement: Statement) -> tuple[Served, HeldKey]:
         """Model and key of a request; whatever is wrong with it costs the client no rows."""
         body = statement.body
-        model = self.models.get(body["model"])
-        if model is None or model.offer.version != body["version"]:
+        asked = body["model"], body["version"]
+        model = next((m for m in self.models.values() if (m.offer.name, m.offer.version) == asked), None)
+        if model is None:
             raise BadMessage(f"no model {body['model']!r:.60} of version {body['version']!r:.20} here; ask again")
         if body["rows"] > model.block_rows:
             raise BadMessage(f"{body['rows']} rows in a block; allowed: {model.block_rows}")
@@ -150,10 +157,21 @@ class Server:
         self, handlers: dict[str, grpc.GenericRpcHandler], listen: str, pair: Pair, *, capacity: int = CAPACITY
     ) -> None:
         self.health = health.HealthServicer()
+        sys.setswitchinterval(SWITCH_SECONDS)
+        gc.freeze()  # a full collection would look at all that was imported, while calls wait
+        self._guarded = [one for one in handlers.values() if isinstance(one, Guarded)]
+        for one in self._guarded:
+            one.pool = Pool(capacity + ROOM + 2 * CROWD, one.places)  # most of its threads are asleep
         self._server = grpc.server(
-            ThreadPoolExecutor(capacity + 24, thread_name_prefix="predict"),  # the others turn calls away
+            ThreadPoolExecutor(8, thread_name_prefix="health"),
             handlers=list(handlers.values()),
-            options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", MAX_MESSAGE)],
+            options=[
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", MAX_MESSAGE),
+                ("grpc.max_concurrent_streams", STREAMS),
+                ("grpc.http2.bdp_probe", 0),  # else a call that waits is sent whole, and kept
+                ("grpc.http2.lookahead_bytes", WINDOW),
+            ],
         )
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         names = (*handlers, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -171,6 +189,9 @@ class Server:
         """Take no new call, give those under way `grace` seconds."""
         self.health.enter_graceful_shutdown()
         self._server.stop(grace).wait()
+        for one in self._guarded:
+            if one.pool is not None:
+                one.pool.shutdown()
 
 
 def handler(service: Prediction) -> dict[str, grpc.GenericRpcHandler]:

@@ -1,17 +1,20 @@
 """The door of a model owner's services: who may call, how often, how many at a time, and what is kept of it.
 
 Clients are known by their cards and sign each request.  One is refused before it costs anything where its signer is
-unknown or expired, its signature, time or nonce is not right, or its quota is used up; above capacity a call is turned
-away with a hint when to come again.  What was answered leaves a receipt, signed by both.
+unknown or expired, its signature, time or nonce is not right, or its quota is used up; above capacity it waits a little
+and may be turned away with a hint when to come again (`server.serving.places`).  Strangers get no place, nor one in the
+queue; where many say nothing, those who have for longest are cut off.  What was answered leaves a receipt, signed by
+both.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
@@ -25,11 +28,13 @@ from fl_core.trust.entry import Statement
 from fl_core.trust.identity import Card, Identity
 from fl_core.trust.ledger import Ledger
 from server.serving.accounts import Accounts, OverQuota, Quota
+from server.serving.places import Busy, Places, Pool
 
-CAPACITY = 8  # blocks at a time
+CAPACITY = max(8, 2 * (os.cpu_count() or 1))  # blocks at a time
 CALL_SECONDS = 60.0
 FIRST_SECONDS = 5.0  # for whom nobody knows yet
-BUSY_SECONDS = 0.25
+CROWD = 32  # of whom nobody knows yet; those beyond have
+CROWD_SECONDS = 0.25
 _log = logging.getLogger("fedseal.predict")
 
 
@@ -41,14 +46,13 @@ class Client:
     until: float = 0.0
 
 
-class Busy(JobFailed):
-    """All places are taken; `wait` is in seconds."""
+class Gone(JobFailed):
+    """The caller went away before it had a place."""
 
-    code = "busy"
+    code = "gone"
 
-    def __init__(self, wait: float = BUSY_SECONDS) -> None:
-        super().__init__("all places are taken; come again")
-        self.wait = wait
+    def __init__(self) -> None:
+        super().__init__("the caller has gone")
 
 
 class NoContext(JobFailed):
@@ -60,6 +64,7 @@ class NoContext(JobFailed):
 _CODES = (
     (OverQuota, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (Busy, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (Gone, grpc.StatusCode.CANCELLED),
     (NoContext, grpc.StatusCode.FAILED_PRECONDITION),
     (BadSignature, grpc.StatusCode.UNAUTHENTICATED),
     (RefusedError, grpc.StatusCode.PERMISSION_DENIED),
@@ -119,7 +124,7 @@ class Door:
         self.card, self.log = identity.card, ledger.log
         self.clients, self.quota, self.accounts = clients, quota, accounts
         self.watcher: Watcher = watcher or Counts()
-        self._identity, self._places = identity, threading.Semaphore(capacity)
+        self._identity, self.places = identity, Places(capacity)
 
     def admit(self, data: bytes, method: str) -> Statement:
         """The request of a known client.  Raises `BadMessage`, `BadSignature`, `RefusedError`."""
@@ -138,14 +143,18 @@ class Door:
         self.accounts.take(statement.by, statement.body["nonce"], rows, self.quota)
 
     @contextmanager
-    def place(self) -> Iterator[None]:
-        """One of the places for work; raises `Busy`."""
-        if not self._places.acquire(blocking=False):
-            raise Busy
-        try:
+    def place(self, work: str = "") -> Iterator[None]:
+        """One of the places for work, which the caller of this thread waits for a little; `work` as `Places.one`.
+
+        Raises
+        ------
+        Busy : none in time. Gone : the caller has left the queue.
+        """
+        context = _caller.context
+        with self.places.one(_caller.name, work, left=None if context is None else context.time_remaining()):
+            if context is not None and not context.is_active():
+                raise Gone
             yield
-        finally:
-            self._places.release()
 
     def receipt(self, statement: Statement, answers: list[bytes], received: int, seconds: float) -> Statement:
         """Make, keep and return the receipt of an answered block; `received`: bytes of ciphertexts."""
@@ -167,24 +176,71 @@ class Door:
 
 
 class _Caller(threading.local):
-    """Who calls on this thread, once that is known."""
+    """Who calls on this thread, once that is known, and the call."""
 
     name = ""
+    context: grpc.ServicerContext | None = None
 
 
 _caller = _Caller()
 
 
-@contextmanager
-def limited(context: grpc.ServicerContext, seconds: float) -> Iterator[None]:
-    """Cancel the call after so long in here."""
-    limit = threading.Timer(seconds, context.cancel)
-    limit.daemon = True
-    limit.start()
-    try:
-        yield
-    finally:
-        limit.cancel()
+class Limits:
+    """Cancels calls that take too long, from one thread for all of them.
+
+    Calls in a crowd may take `seconds` while it is small; of one beyond `CROWD` the oldest have `CROWD_SECONDS`.
+    """
+
+    def __init__(self, *, tick: float = 0.1) -> None:
+        self._tick, self._lock, self._some = tick, threading.Lock(), threading.Event()
+        self._ends: dict[int, tuple[float, grpc.ServicerContext]] = {}
+        self._crowd: dict[int, tuple[float, grpc.ServicerContext]] = {}  # since when; the oldest first
+        self._next, self._thread = 0, threading.Thread(target=self._run, name="limits", daemon=True)
+
+    @contextmanager
+    def within(self, context: grpc.ServicerContext, seconds: float, *, crowd: bool = False) -> Iterator[None]:
+        """Cancel the call after so long in here."""
+        now = time.monotonic()
+        with self._lock:
+            self._next += 1
+            number = self._next
+            self._ends[number] = now + seconds, context
+            if crowd:
+                self._crowd[number] = now, context
+            if not self._thread.is_alive():
+                self._thread.start()
+        if not self._some.is_set():
+            self._some.set()
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._ends[number]
+                self._crowd.pop(number, None)
+
+    def _run(self) -> None:
+        while True:
+            self._some.wait()
+            time.sleep(self._tick)
+            for context in self.over(time.monotonic()):
+                context.cancel()
+
+    def over(self, now: float) -> list[grpc.ServicerContext]:
+        """Calls whose time has passed."""
+        with self._lock:
+            if not self._ends:
+                self._some.clear()
+            found = [context for end, context in self._ends.values() if end <= now]
+            beyond = list(self._crowd.values())[: max(len(self._crowd) - CROWD, 0)]
+            return found + [context for since, context in beyond if since + CROWD_SECONDS <= now]
+
+
+_limits = Limits()
+
+
+def limited(context: grpc.ServicerContext, seconds: float) -> AbstractContextManager[None]:
+    """Cancel the call of somebody unknown after so long in here, or sooner where many of them come."""
+    return _limits.within(context, seconds, crowd=True)
 
 
 class Guarded(grpc.GenericRpcHandler):
@@ -192,12 +248,18 @@ class Guarded(grpc.GenericRpcHandler):
 
     Parameters
     ----------
-    description : of the service, from its messages' module. service : has a method for each of its methods.
+    description : of the service, from its messages' module. service : has a method for each of its methods, and `door`.
+
+    Attributes
+    ----------
+    pool : where calls run; gRPC's own where there is none.
     """
 
     def __init__(self, description: Any, service: Any, watcher: Watcher) -> None:
         self._service, self._watcher = service, watcher
         self._methods = {f"/{description.full_name}/{m.name}": m for m in description.methods}
+        self.places: Places = service.door.places
+        self.pool: Pool | None = None
 
     def service(self, call: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         """gRPC's handler of a call."""
@@ -205,25 +267,38 @@ class Guarded(grpc.GenericRpcHandler):
         if method is None:
             return None
         request, reply = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
-        make = grpc.stream_unary_rpc_method_handler if method.client_streaming else grpc.unary_unary_rpc_method_handler
-        return make(
-            self._behave(getattr(self._service, method.name)),
-            request_deserializer=request.FromString,
-            response_serializer=reply.SerializeToString,
+        behave = self._behave(getattr(self._service, method.name), method.client_streaming)
+        behave.experimental_thread_pool = self.pool  # type: ignore[attr-defined]
+        # also for a single message, as gRPC would wait for it before the limits hold
+        return grpc.stream_unary_rpc_method_handler(
+            behave, request_deserializer=request.FromString, response_serializer=reply.SerializeToString
         )
 
-    def _behave(self, method: Callable[[Any, grpc.ServicerContext], Message]) -> Callable[..., Message]:
-        def behave(request: Any, context: grpc.ServicerContext) -> Message:
-            left, _caller.name = context.time_remaining(), ""
+    def _behave(self, method: Callable[[Any, grpc.ServicerContext], Message], streams: bool) -> Callable[..., Message]:
+        def behave(requests: Iterator[Any], context: grpc.ServicerContext) -> Message:
+            _caller.name, _caller.context = "", context
             try:
-                with limited(context, CALL_SECONDS if left is None else min(left, CALL_SECONDS)):
-                    return method(request, context)
+                if not context.is_active():
+                    raise Gone
+                self.places.check()
+                with _limits.within(context, CALL_SECONDS):
+                    return method(requests if streams else _only(requests, context), context)
             except Exception as error:  # each becomes a status with one line
                 code = error.code if isinstance(error, FedsealError) else "internal"
                 self._watcher.refused(client=_caller.name, code=code)
                 _abort(context, error)
+            finally:
+                _caller.context = None
 
         return behave
+
+
+def _only(requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
+    with limited(context, FIRST_SECONDS):
+        found = next(requests, None)
+    if found is None:
+        raise BadMessage("a call without a message")
+    return found
 
 
 def _abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:

@@ -12,15 +12,18 @@
 from __future__ import annotations
 
 import secrets
+import shlex
 import signal
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fl_core.errors import FedsealError, UsageError
 from fl_core.files import private_dir, write_atomic
 from fl_core.home import Home
+from fl_core.job import MIN_TREES
+from fl_core.protocols.prediction.online import RowsById
 from fl_core.trust import certificates
 from fl_core.trust.certificates import Pair
 from fl_core.trust.federation import host_port
@@ -29,41 +32,86 @@ from fl_core.trust.ledger import Ledger
 from fl_core.trust.once import create_once
 from server.predict import Prediction, Server, handler
 from server.serving.accounts import Accounts, Quota
-from server.serving.door import Client, Counts, Door
-from server.serving.model import Served, load_linear, serve_linear
+from server.serving.door import CAPACITY, Client, Door
+from server.serving.folding import Linear, Network, ready
+from server.serving.metrics import Metrics
+from server.serving.model import Served, serve_linear, serve_network
+from server.serving.page import Model, Owner, Page
 from server.serving.receipts import Receipts
+from server.serving.sources import find
+from server.serving.tls import held_by, read_pair
+from server.serving.vertical import VerticalPrediction
+from server.serving.vertical import handler as vertical_handler
+from server.serving.vertical_model import ServedPart, lines, load_parts
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
+class Naming:
+    """What a model's file may not say; as in `server.serving.sources.find`."""
+
+    features: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    activation: str = ""
+
+
+@dataclass(frozen=True)
 class Settings:
-    """What `fedseal serve` was told; `models` are (name, source), `clients` (card, end in seconds since 1970 or 0)."""
+    """What `fedseal serve` was told; `models` are (name, source), `clients` (card, end in seconds since 1970 or 0).
+
+    parameters, network : sets of linear models and of networks. naming, tracking_uri : for models' sources.
+    capacity : blocks at a time. tls : files of the owner's own certificate and key. page : where its page listens.
+    parts : (name, what reads it) of vertical models. min_trees : of theirs, a score.
+    """
 
     name: str
     listen: str
     hosts: tuple[str, ...]
-    models: tuple[tuple[str, Path], ...]
+    models: tuple[tuple[str, str], ...]
     clients: tuple[tuple[Card, float], ...]
     rows_a_day: int
     requests_a_second: float
     parameters: str
     output_noise: float
+    capacity: int = CAPACITY
+    tls: tuple[Path, Path] | None = None
+    page: tuple[str, int] | None = None
+    network: str = "CKKS_NETWORK"
+    naming: Naming = Naming()
+    tracking_uri: str = ""
+    parts: tuple[tuple[str, Callable[[], RowsById]], ...] = ()
+    min_trees: int = MIN_TREES
 
 
 def load_models(folder: Path, settings: Settings) -> dict[str, Served]:
-    """All models, ready.  Raises `UsageError`."""
-    path = folder / "version.key"
+    """All models, ready, by name and version, in the order they were named.  Raises `UsageError`."""
+    path, models = folder / "version.key", dict[str, Served]()
     create_once(path, secrets.token_bytes(32))
-    key, models = path.read_bytes(), {}
     for name, source in settings.models:
-        if name in models:
-            raise UsageError(f"--model {name}: two models of this name; allowed: --model NAME=SOURCE")
-        linear = load_linear(source)
-        models[name] = serve_linear(
-            name, linear, parameters=settings.parameters, version_key=key, output_noise=settings.output_noise
-        )
+        found = find(source, tracking_uri=settings.tracking_uri, **asdict(settings.naming))
+        served = _served(name, source, ready(found), path.read_bytes(), settings)
+        models[f"{name}@{served.offer.version}"] = served
     return models
+
+
+def _served(name: str, source: str, model: Linear | Network, key: bytes, settings: Settings) -> Served:
+    noise = settings.output_noise
+    try:
+        if isinstance(model, Linear):
+            return serve_linear(name, model, parameters=settings.parameters, version_key=key, output_noise=noise)
+        if settings.parameters == "CKKS_LINEAR_LABELS":
+            raise UsageError("a network with --labels; allowed: --labels for linear models of two classes")
+        return serve_network(name, model, parameters=settings.network, version_key=key, output_noise=noise)
+    except UsageError as error:
+        raise UsageError(f"--model {source}: {error}") from None
+
+
+def _load(folder: Path, settings: Settings) -> tuple[dict[str, Served], dict[str, ServedPart]]:
+    """Models and parts of vertical models."""
+    taken = {name for name, _ in settings.models}
+    parts = load_parts(folder, settings.parts, taken=taken, min_trees=settings.min_trees)
+    return load_models(folder, settings), parts
 
 
 def certificate(folder: Path, hosts: tuple[str, ...]) -> Pair:
@@ -84,43 +132,107 @@ def host_predictions(home: Home, settings: Settings, say: Say) -> None:
         raise UsageError(f"--listen {settings.listen!r}; allowed: HOST:PORT") from None
     folder = private_dir(home.path / "serving")
     identity = Identity.load_or_create(folder, settings.name)
-    models = load_models(folder, settings)
+    models, parts = _load(folder, settings)
     clients = {card.name: Client(card, until) for card, until in settings.clients}
     if len(clients) < len(settings.clients):
         raise UsageError("--client: two cards of one name; allowed: one card a client")
     hosts = settings.hosts or (("localhost", "127.0.0.1") if address in ("localhost", "127.0.0.1") else (address,))
-    pair = certificate(folder, hosts)
+    pair = read_pair(*settings.tls) if settings.tls else certificate(folder, hosts)
     quota = Quota(settings.rows_a_day, settings.requests_a_second)
     accounts = Accounts(folder / "accounts.db")
     with Ledger.open(folder / "ledger.db", identity) as ledger:
-        counts = Counts()
-        service = Prediction(Door(identity, ledger, accounts, clients, quota, watcher=counts), models)
-        server = Server(handler(service), settings.listen, pair)
+        metrics = Metrics(clients)
+        door = Door(identity, ledger, accounts, clients, quota, capacity=settings.capacity, watcher=metrics)
+        service, vertical = Prediction(door, models), VerticalPrediction(door, parts)
+        handlers = handler(service) | (vertical_handler(vertical) if parts else {})
+        server = Server(handlers, settings.listen, pair, capacity=settings.capacity)
         receipts = Receipts(ledger, accounts)
+        page = _page(settings, service, vertical, ledger, metrics, pair, server.port, folder)
         try:
-            _tell(service, settings, folder, server.port, say)
-            _wait(service, folder, settings, say)
+            if settings.page:
+                page.open(settings.page, say)
+            _tell(service, vertical, settings, folder, server.port, say)
+            _wait(service, vertical, folder, settings, say)
         finally:
             say("stopping")
+            page.stopping = True
             server.stop()
             receipts.close()
+            page.close()
             accounts.close()
-            say(f"{counts.rows} rows served, {counts.refusals} calls refused")
+            say(f"{metrics.rows} rows served, {metrics.refusals} calls refused")
 
 
-def _tell(service: Prediction, settings: Settings, folder: Path, port: int, say: Say) -> None:
+def _page(
+    settings: Settings,
+    service: Prediction,
+    vertical: VerticalPrediction,
+    ledger: Ledger,
+    metrics: Metrics,
+    pair: Pair,
+    port: int,
+    folder: Path,
+) -> Page:
+    """The owner's page, not open yet."""
+    held, door = held_by(pair.certificate, "certificate"), service.door
+    owner = Owner(
+        name=settings.name,
+        address=f"{settings.listen.rpartition(':')[0]}:{port}",
+        hosts=held.hosts,
+        authority="" if settings.tls else str((folder / "authority.pem").resolve()),
+        certificate_end=held.end,
+        fingerprint=door.card.fingerprint,
+        ledger=shlex.quote(str((folder / "ledger.db").resolve())),
+        capacity=settings.capacity,
+    )
+
+    def models() -> list[Model]:
+        parts = [Model.of_part(part.offer, len(part.index)) for part in vertical.models.values()]
+        return [Model.of(model.offer) for model in service.models.values()] + parts
+
+    def notes() -> list[str]:
+        marked = [line.removeprefix("note: ") for line in lines(vertical.models) if line.startswith("note: ")]
+        return _notes(service, settings) + marked
+
+    return Page(door, ledger, metrics, owner, models=models, notes=notes)
+
+
+def _notes(service: Prediction, settings: Settings) -> list[str]:
+    """What the owner should know, a sentence each."""
+    return [
+        f"{model.offer.name} is a network: exact scores of some thousand rows give a narrow one away, whatever the "
+        f"cryptography; {settings.rows_a_day:,} rows a day are allowed to each client"
+        for model in service.models.values()
+        if model.offer.layers and not settings.output_noise
+    ] + [
+        f"{model.offer.features + 1} exact scores give the weights of {model.offer.name}, whatever the cryptography; "
+        f"{settings.rows_a_day:,} rows a day are allowed to each client"
+        for model in service.models.values()
+        if not (model.offer.layers or model.offer.labels or settings.output_noise)
+        and settings.rows_a_day > model.offer.features
+    ]
+
+
+def _tell(
+    service: Prediction, vertical: VerticalPrediction, settings: Settings, folder: Path, port: int, say: Say
+) -> None:
     for model in service.models.values():
         offer = model.offer
-        say(f"model {offer.name} version {offer.version}: {offer.features} features, {len(offer.classes)} classes")
-        if not offer.labels and not settings.output_noise and settings.rows_a_day > offer.features:
-            text = f"{offer.features + 1} exact scores give the weights of {offer.name}, whatever the cryptography"
-            say(f"note: {text}; {settings.rows_a_day} rows a day are allowed to each client")
+        end = f", network {'-'.join(map(str, offer.layers))}, {offer.parameters}" if offer.layers else ""
+        size = f"{offer.features} features, {len(offer.classes)} classes"
+        say(f"model {offer.name} version {offer.version}: {size}{end}")
+    for note in _notes(service, settings):
+        say(f"note: {note}")
+    for line in lines(vertical.models):
+        say(line)
     host = settings.listen.rpartition(":")[0]
-    say(f"hand to clients: {folder / 'authority.pem'}")
-    say(f"serving {len(service.models)} models to {len(settings.clients)} clients on {host}:{port}")
+    if settings.tls is None:
+        say(f"hand to clients: {folder / 'authority.pem'}")
+    count = len(service.models) + len(vertical.models)
+    say(f"serving {count} models to {len(settings.clients)} clients on {host}:{port}")
 
 
-def _wait(service: Prediction, folder: Path, settings: Settings, say: Say) -> None:
+def _wait(service: Prediction, vertical: VerticalPrediction, folder: Path, settings: Settings, say: Say) -> None:
     ended, woken, again = threading.Event(), threading.Event(), threading.Event()
 
     def end(*_: object) -> None:
@@ -140,7 +252,7 @@ def _wait(service: Prediction, folder: Path, settings: Settings, say: Say) -> No
         if again.is_set() and not ended.is_set():
             again.clear()
             try:
-                service.models = load_models(folder, settings)
+                service.models, vertical.models = _load(folder, settings)
                 say("models read again")
             except FedsealError as error:
                 say(f"models stay as they were: {error}")

@@ -27,6 +27,7 @@ class Receipts:
         while not self._ending.wait(self._seconds):
             try:
                 self.flush()
+                self._accounts.move_log()
             except FedsealError as error:
                 _log.error("receipts wait for the ledger: %s", error)
 

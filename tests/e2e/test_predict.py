@@ -10,10 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from fl_core.learning import datasets
 from fl_core.learning.models import load_model
 from fl_core.trust.ledger import Ledger
+from server.serving.sources import find
 from tests.e2e.process import Done, Place
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -98,3 +101,35 @@ def test_a_trained_model_is_served_and_scores_are_those_of_the_plain_model(place
     assert [e.body["request"]["body"]["rows"] for e in served] == [569, 1]
     held = (place.home / "parties" / "clinic" / "predict" / "receipts.jsonl").read_bytes().splitlines()
     assert held == [entry.statement.encode() for entry in served]
+
+
+def test_a_network_of_the_users_own_is_converted_served_and_asked(place: Place):
+    """A torch network saved by its owner; its ReLU made x² on the owner's rows; encrypted scores are those of the result."""
+    raw = datasets.load("breast_cancer")
+    x, names = raw.x_train.astype(float), raw.feature_names
+    torch.manual_seed(0)
+    own = nn.Sequential(nn.Linear(len(names), 8), nn.ReLU(), nn.Linear(8, 2))
+    torch.save(own, place.path / "own.pt")
+    write_rows(place.path / "rows.csv", names, x, range(len(names)))
+    naming = ["--features", ",".join(names), "--classes", "malignant,benign"]
+    refused = place.fedseal("serve", "--model", "own.pt", *naming, "--client", "clinic.card")
+    assert "clinic.card" in refused.fails(2)
+    (place.path / "clinic.card").write_text(done(place, "predict", "--as", "clinic", "--card").out)
+    refused = place.fedseal("serve", "--model", "own.pt", *naming, "--client", "clinic.card")
+    assert "relu cannot be computed under encryption" in refused.fails(2) and "--convert" in refused.err
+    words = ["serve", "--model", "own.pt", *naming, "--convert", "rows.csv", "--out", "own.npz", "--json"]
+    assert done(place, *words).json["agreement"] > 0.9
+
+    found = find(str(place.path / "own.npz"))
+    port = free_port()
+    serving = place.start("serve", "--model", "own.npz", "--client", "clinic.card", "--listen", f"127.0.0.1:{port}")
+    serving.wait_for("serving 1 models to 1 clients")
+    write_rows(place.path / "few.csv", names, x[:40], range(len(names)))
+    common = ["predict", "--server", f"localhost:{port}", "--ca", place.home / "serving" / "authority.pem"]
+    done(place, *common, "--as", "clinic", "--id", "patient", "--data", "few.csv", "--out", "scores.csv")
+    with (place.path / "scores.csv").open() as file:
+        scores = [float(row["score"]) for row in csv.DictReader(file)]
+    logits = found.logits(x[:40])
+    assert np.abs(scores - 1 / (1 + np.exp(logits[:, 0] - logits[:, 1]))).max() <= 1e-3
+    serving.process.send_signal(signal.SIGTERM)
+    assert serving.end().code == 0
