@@ -18,9 +18,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 install: $(STAMP)  ## install into .venv (torch first, then the pinned set)
 
-demo: install  ## training under encryption and DP, then vertical training; the ledger is verified
+demo: install  ## training under encryption and DP, vertical training, joint predictions; the ledger is verified
 	$(BIN)/fedseal run experiments/demo.toml
 	$(BIN)/fedseal run experiments/vertical_demo.toml
+	$(BIN)/python -m experiments.prediction_demo
 	$(BIN)/fedseal audit verify
 
 test: install lint types  ## lint, types and all tests

@@ -20,10 +20,12 @@ from experiments import (
     bench_digits,
     bench_exchange,
     bench_ledger,
+    bench_network,
     bench_predict,
     bench_psi,
     bench_rounds,
     bench_vertical,
+    bench_vertical_online,
 )
 from experiments.figures import Figure, as_json, table
 from experiments.process_tree import fedseal, run_tree
@@ -74,6 +76,8 @@ BENCHES: dict[str, Callable[[], list[Figure]]] = {
     "exchange": bench_exchange.figures,
     "psi": bench_psi.figures,
     "predict": bench_predict.figures,
+    "network": bench_network.figures,
+    "online": bench_vertical_online.figures,
     "vertical": bench_vertical.figures,
 }
 
