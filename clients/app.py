@@ -76,6 +76,7 @@ def _participant(context: Context) -> Participant:
                 base=Path(config["base"]),
                 run=config["run"],
                 own=json.loads(config["own"]),
+                strict=config.get("strict") == "1",
             )
         )
     participant = _participants[key]

@@ -1,22 +1,36 @@
-"""The door of a coordinator from outside: what an engineer, an operator or an auditor calls.
+"""The door of a coordinator from outside: what people call, each as far as their roles go.
 
 TLS both ways: the coordinator's certificate is checked under the authority in the caller's pass, the caller shows the
-certificate in it.  Errors come back as the classes that the coordinator raised.
+certificate in it.  Errors come back as the classes that the coordinator raised; of what it says, only what can be
+printed is kept.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.message_factory import GetMessageClass
 
 from fl_core.errors import JobFailed, RefusedError, UsageError
+from fl_core.text import printable
+from fl_core.trust import order as order_module
 from fl_core.trust.federation import Pass
 from fl_core.wire import door_pb2
-from fl_core.wire.door_pb2 import Event, ListRequest, LogsRequest, StopRequest, SubmitReply, SubmitRequest, WatchRequest
+from fl_core.wire.door_pb2 import (
+    BoardReply,
+    BoardRequest,
+    Event,
+    ListRequest,
+    LogsRequest,
+    PostRequest,
+    StopRequest,
+    SubmitReply,
+    SubmitRequest,
+    WatchRequest,
+)
 
 CALL_SECONDS = 150.0
 CONNECT_SECONDS = 20.0
@@ -53,15 +67,17 @@ class DoorClient:
     def __exit__(self, *exc_info: object) -> None:
         self._channel.close()
 
-    def submit(self, table: dict[str, Any], *, resume: bool, version: str) -> SubmitReply:
-        """Start a job."""
-        request = SubmitRequest(version=version, job=json.dumps(table), resume=resume)
+    def submit(
+        self, table: dict[str, Any], *, resume: bool, version: str, order: Mapping[str, bytes] | None = None
+    ) -> SubmitReply:
+        """Start a job; `order` is what its submitter signed, as `fl_core.trust.order.blobs` gives it."""
+        request = _submission(table, version, order, resume=resume)
         reply: SubmitReply = self._call("Submit", request, timeout=CALL_SECONDS)
         return reply
 
-    def check(self, table: dict[str, Any], *, version: str) -> dict[str, Any]:
-        """Whether every party would join a job."""
-        request = SubmitRequest(version=version, job=json.dumps(table))
+    def check(self, table: dict[str, Any], *, version: str, order: Mapping[str, bytes] | None = None) -> dict[str, Any]:
+        """Whether every party would join a job; `order` as in `submit`, to look only."""
+        request = _submission(table, version, order, resume=False)
         return dict(json.loads(self._call("Check", request, timeout=CALL_SECONDS).result))
 
     def watch(self, run: str, after: int = 0) -> Iterator[Event]:
@@ -81,6 +97,16 @@ class DoorClient:
         """A run's log."""
         for chunk in self._stream("Logs", LogsRequest(run=run, follow=follow)):
             yield chunk.data
+
+    def post(self, statements: Sequence[bytes]) -> tuple[int, int]:
+        """Put statements on the board, all or none; returns the log's size and how many were new."""
+        reply = self._call("Post", PostRequest(statements=statements), timeout=CONNECT_SECONDS)
+        return int(reply.size), int(reply.added)
+
+    def board(self, kinds: Sequence[str], since: int) -> BoardReply:
+        """A page of the board, as the coordinator says it."""
+        reply: BoardReply = self._call("Board", BoardRequest(kinds=kinds, since=since), timeout=CONNECT_SECONDS)
+        return reply
 
     def _method(self, name: str, make: Callable[..., Any]) -> Callable[..., Any]:
         method = _SERVICE.methods_by_name[name]
@@ -107,13 +133,26 @@ class DoorClient:
             self._fail(error, stood=bool(call.initial_metadata()))
 
     def _fail(self, error: grpc.RpcError, *, stood: bool = False) -> NoReturn:
-        code, details = error.code(), str(error.details() or "")
+        code, details = error.code(), printable(str(error.details() or ""))
         if code in _ERRORS:
             raise _ERRORS[code](details) from None
         if code == grpc.StatusCode.UNAVAILABLE:
             text = f"coordinator {self.address} does not answer ({' '.join(details.split())[:160]})"
             raise Unreachable(text, stood=stood) from None
         raise JobFailed(f"coordinator {self.address}: {code.name} {' '.join(details.split())[:160]}") from None
+
+
+def _submission(
+    table: dict[str, Any], version: str, order: Mapping[str, bytes] | None, *, resume: bool
+) -> SubmitRequest:
+    held = order or {}
+    return SubmitRequest(
+        version=version,
+        job=json.dumps(table),
+        resume=resume,
+        order=held.get(order_module.BLOB, b""),
+        order_card=held.get(order_module.CARD_BLOB, b""),
+    )
 
 
 class Unreachable(JobFailed):

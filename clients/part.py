@@ -51,6 +51,7 @@ class NodeConfig:
     """What this machine knows of the party: its folder, where its outputs go, and its own part of the job file.
 
     At a node of a deployment the owner's `policy` stands here, and the party's part of the job comes with the job.
+    Elsewhere a job makes its own grants, unless it is `strict`.
     """
 
     party: str
@@ -61,6 +62,7 @@ class NodeConfig:
     own: dict[str, Any]
     policy: Policy | None = None
     line: Line | None = None
+    strict: bool = False
 
 
 def own_part(config: NodeConfig, packet: Packet) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from clients.consent import Leave
+from clients.consent_gate import Gate
 from clients.part import NodeConfig, bind, own_part
 from clients.role import Role, Step
 from clients.store import PartyStore, RunState
@@ -24,6 +26,7 @@ from fl_core.trust.checkpoint import log_id
 from fl_core.trust.entry import Entry, Statement
 from fl_core.trust.identity import Card
 from fl_core.trust.roster import Roster
+from fl_core.trust.rotation import follow_shown
 from fl_core.trust.witness import OwnLeaf, StaleProof
 
 NO_LOG = "fedseal/" + "0" * 16
@@ -69,12 +72,21 @@ class Participant:
             steps |= self.role().steps
         if step not in steps:
             raise BadMessage(f"step {step!r} is not of this kind of job")
-        return steps[step](packet, card)
+        reply = steps[step](packet, card)
+        if self.state is not None:
+            self._gate.after(step, self.state.facts)
+        return reply
+
+    @property
+    def _gate(self) -> Gate:
+        return Gate(self.config, self.store)
 
     def failure(self, step: str, *, kind: str, error: Exception) -> Packet:
-        """A typed reply: code, step and round, nothing of the text."""
+        """A typed reply: code, step, round and topics, nothing of the text."""
         code = error.code if isinstance(error, FedsealError) else "internal"
-        body = {"step": step, "round": self.number, "code": code, "blobs": {}}
+        body: dict[str, Any] = {"step": step, "round": self.number, "code": code, "blobs": {}}
+        if topics := getattr(error, "topics", ()):  # of the owner's refusal, which the ledger shows
+            body["topics"] = list(topics)
         extra: dict[str, Any] = {"card": self._card()}
         if isinstance(error, StaleProof):
             body["code"] = "stale"
@@ -111,9 +123,14 @@ class Participant:
         return packet
 
     def again(self, step: str, number: int) -> Packet | None:
-        """The stored answer to that very question."""
-        held = self.files.reply(step, number)
-        return Packet.from_arrays(held) if held is not None else None
+        """The stored answer to that very question; None where it is to be made.
+
+        Raises `RefusedError` where the owner's grant does not let the run go on.
+        """
+        if (held := self.files.reply(step, number)) is not None:
+            return Packet.from_arrays(held)
+        self._gate.before(step, self.running().facts)
+        return None
 
     # ---- joining
 
@@ -121,13 +138,17 @@ class Participant:
         view = self._view(packet)
         own = own_part(self.config, packet)
         job, party = bind(self.config, view, own, begun=self.state is not None)
+        facts = self.state.facts if self.state is not None else {}
+        leave = None if party is None else self._gate.enter(packet, view, job, party, facts)
+        extra: dict[str, Any] = {"card": self._card()} | ({} if leave is None else self._gate.shows(leave.grant.id))
+        if leave is not None and leave.over:
+            return Packet(Statement.from_dict(self._gate.told(facts)), {}, extra)
         role = role_of(self, job, party)
-        commitment, extra = role.enter(), {"card": self._card()}
-        self._role = role
+        commitment = self._open(role, job, party, leave)
         if self.state is not None:
-            if self.state.facts["data"] != commitment:
+            if facts["data"] != commitment:
                 raise JobFailed("the data changed since this run began; a run goes on with the same data only")
-            return Packet(Statement.from_dict(self.state.facts["join"]), {}, extra)
+            return Packet(Statement.from_dict(facts["join"]), {}, extra)
         ephemeral = X25519PrivateKey.generate()
         self.files.keep_secret("ephemeral", ephemeral.private_bytes_raw())
         state = role.start()
@@ -138,11 +159,27 @@ class Participant:
             "data": commitment,
             "blobs": {},
         }
+        if leave is not None:
+            body |= self._gate.said(leave)
+            state.facts |= {"order": leave.order, "grant": leave.grant.id}
         statement = self.sign("join", body | role.joins(state))
         state.facts |= {"view": view, "own": own, "data": commitment, "join": statement.to_dict()}
         self.files.save(state)
         self.state = state
         return Packet(statement, {}, extra)
+
+    def _open(self, role: Role, job: Job, party: Party | None, leave: Leave | None) -> str:
+        """Open the data, and give the use of the grant back where that fails."""
+        try:
+            commitment = role.enter()
+            if party is not None and leave is not None:
+                self._gate.check_version(leave, job, party)
+        except Exception:
+            if leave is not None and leave.new:
+                self._gate.release()
+            raise
+        self._role = role
+        return commitment
 
     def _view(self, packet: Packet) -> Any:
         """The job that a request names."""
@@ -158,6 +195,8 @@ class Participant:
         """Say whether this party would join, as joining would, and set nothing aside; no count leaves."""
         view = self._view(packet)
         job, party = bind(self.config, view, own_part(self.config, packet), begun=False)
+        if party is not None:
+            self._gate.look(packet, view, job, party)
         found = role_of(self, job, party).previewed()
         body: dict[str, Any] = {"step": messages.CHECK, "blobs": {}, **found}
         with contextlib.suppress(OSError):
@@ -175,6 +214,7 @@ class Participant:
         expected = {p.name: p.key for p in job.parties} | dict.fromkeys(job.train.receivers)
         view = public_digest(state.facts["view"])
         roster.check(run=self.config.run, job=view, expected=expected, me=self.store.identity.card)
+        follow_shown(self.store.cards, packet.extra.get("rotations", []), log=packet.statement.log)
         self.store.cards.pin_all(roster.cards.values())
         state.facts["roster"] = packet.blobs["roster"].decode()
         self.files.save(state)
@@ -212,6 +252,7 @@ class Participant:
     def _abandon(self, packet: Packet, card: Card) -> Packet:
         """The run stopped short: give back the privacy it set aside and did not spend.  It can still be resumed."""
         self.store.budget.close(self.config.run)
+        self._gate.release()
         return Packet(self.sign("witness", {"step": messages.ABANDON, "blobs": {}}), {}, {"card": self._card()})
 
     def _witness(self, packet: Packet, card: Card) -> Packet:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from clients.sql_source import SqlSource
 
 KINDS = ("horizontal", "vertical", "predict", "psi")
+STANDING, ASK = "standing", "ask"
+CONSENTS = (STANDING, ASK)
 EVERY = "*"
 #: What a coordinator may say of a party's part of the job.
 _TOLD = {"data": str, "label": str, "id": list, "columns": list, "categorical": list}
@@ -35,6 +37,7 @@ class Policy:
     refuse_unsafe : refuse jobs that take protection away (encryption off, two contributions, seeded noise).
     psi_protocol : `"ecdh"` where the owner takes part in no psi by another protocol.
     paused : no new jobs; what has begun goes on.
+    consent : `"standing"` where whoever the coordinator admits may use the data, `"ask"` where each use needs a grant.
     """
 
     sources: Mapping[str, Path | SqlSource]
@@ -44,6 +47,7 @@ class Policy:
     refuse_unsafe: bool = False
     psi_protocol: str = "any"
     paused: bool = False
+    consent: str = ASK
 
     def check(self, job: Job, *, begun: bool) -> None:
         """Refuse (`RefusedError`) what the owner does not allow; `begun`: this node takes part already."""

@@ -3,6 +3,7 @@
 ::
 
     parties/<name>/identity.key  cards.json  witness  budget.db  commitment.key  log.txt
+    parties/<name>/grants.db  consent/    what the owner granted, and what was used; see `clients.consent`
     parties/<name>/runs/<run>/state.npz   weights, optimiser, what was applied, the roster
                               key         the run's group key (gone when the run ends)
                               ephemeral   opens the sealed group key once
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clients.consent import Consent
 from fl_core.files import locked, private_dir, write_atomic
 from fl_core.messages import HEAD
 from fl_core.trust.budget import Budget
@@ -40,6 +42,7 @@ class PartyStore:
         self.cards = CardBook(path / "cards.json")
         self.witness = Witness(path / "witness", self.identity)
         self.budget = Budget(path / "budget.db")
+        self.consent = Consent(path, self.identity)
         self.log = _logger(path / "log.txt", name)
 
     @property

@@ -78,7 +78,7 @@ def look(home: Home, when: int, paused: dict[str, list[str]]) -> Aftermath:
 
 def _coordinator(home: Home, then: str) -> list[str]:
     lines = []
-    if home.ledger.exists():
+    if home.ledger_file.exists():
         lines.append(
             f"ledger: entries made after {then} are missing. Parties that saw a newer checkpoint will refuse this"
             " ledger as a fork, by design: a cut tail is what witnesses catch. Restore the newest ledger there is"

@@ -3,7 +3,7 @@
 ::
 
     mlflow.db  artifacts/        what people browse
-    ledger.db                    what auditors check
+    ledger.db                    what auditors check; with FEDSEAL_LEDGER=postgresql://… it is there instead
     coordinator/                 the coordinator's key, its pinned cards, one folder a run
     parties/<name>/              that party's key, witness state, budget, runs; nothing else reads it
     version                      of this layout; an older home is brought up to date when it is opened
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from fl_core.errors import UsageError
 from fl_core.files import locked, private_dir, write_atomic
+from fl_core.trust.postgres_url import Place, place_of_home
 
 VERSION = "1"
 
@@ -46,7 +47,7 @@ class Home:
         try:
             private_dir(home.path)
             if not home._marker.exists():
-                if home.ledger.exists():
+                if home.ledger_file.exists():
                     raise UsageError(f"{home.path}: a home without a version file; allowed: version {VERSION}")
                 write_atomic(home._marker, VERSION.encode() + b"\n")
             if home.version() != VERSION:
@@ -76,7 +77,15 @@ class Home:
         return self.path / "version"
 
     @property
-    def ledger(self) -> Path:
+    def ledger(self) -> Place:
+        """The ledger: where `FEDSEAL_LEDGER` says, else `ledger_file`.
+
+        Raises `UsageError` where the variable is no URL of PostgreSQL, or both are there.
+        """
+        return place_of_home(self.ledger_file)
+
+    @property
+    def ledger_file(self) -> Path:
         """The ledger's SQLite file."""
         return self.path / "ledger.db"
 

@@ -187,9 +187,9 @@ def _place(staging: Path, target: Path) -> None:
 
 
 def _verdict(home: Home) -> Report | None:
-    if not home.ledger.exists():
+    if not home.ledger_file.exists():
         return None
     try:
-        return verify_ledger(home.ledger)
+        return verify_ledger(home.ledger_file)
     except NotALedger as error:
         return Report(status=1, reason=str(error))

@@ -10,16 +10,16 @@ from html import escape
 
 from fl_core.protocols.vertical.plan import Plan
 from fl_core.text import printable
-from server.report_learned import algorithm_of, learned, plan_shown
-from server.report_parts import COLUMNS, Facts, names
-from server.report_vertical import result_of, rows_of, steps_of
+from server.report.learned import algorithm_of, learned, plan_shown
+from server.report.parts import COLUMNS, Facts, names
+from server.report.vertical import result_of, rows_of, steps_of
 
 _MARKED = re.compile(r"([\\`*_\[\]|#!~])")
 _LEFT_OUT = ("bytes", "seconds", "rows_aligned")
 
 
 def model_card(facts: Facts) -> str:
-    """The card as Markdown; `facts` as for `server.report.write_report`."""
+    """The card as Markdown; `facts` as for `server.report.page.write_report`."""
     plan = plan_shown(facts["job"])
     parts = (
         [f"# {_text(facts['name'])}", "", _summary(facts, plan), ""],

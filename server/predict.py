@@ -34,7 +34,7 @@ from fl_core.wire.predict_pb2 import (
     PredictReply,
     PredictRequest,
 )
-from server.serving.door import CAPACITY, CROWD, FIRST_SECONDS, Door, Guarded, NoContext, limited
+from server.serving.door import CAPACITY, CROWD, FIRST_SECONDS, Door, Guarded, NoContext, ahead, limited
 from server.serving.keys import MAX_ROTATIONS, HeldKey, Keys, open_key
 from server.serving.model import Served
 from server.serving.places import ROOM, Pool
@@ -84,6 +84,7 @@ class Prediction:
         """Answer one block."""
         statement = self._first(requests, context, "Predict")
         model, key = self._wanted(statement)
+        requests = ahead(requests)
         started = time.monotonic()
         with self.door.place(f"{model.offer.name} {statement.body['form']}"):
             self.door.take(statement, rows=statement.body["rows"])

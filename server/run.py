@@ -38,14 +38,15 @@ from fl_core.trust.entry import Statement  # noqa: E402
 from fl_core.trust.identity import CardBook, Identity  # noqa: E402
 from fl_core.trust.ledger import Ledger  # noqa: E402
 from fl_core.urls import without_passwords  # noqa: E402
-from server import runtimes  # noqa: E402
+from server import orders, runtimes  # noqa: E402
 from server.app import activated, app, outcome  # noqa: E402
-from server.artifacts import write_artifacts  # noqa: E402
+from server.artifacts import MODEL_FOLDER, commitments, write_artifacts  # noqa: E402
 from server.recorders.fanout import Fanout  # noqa: E402
 from server.recorders.ledger import LedgerRecorder  # noqa: E402
 from server.recorders.mlflow import MlflowRecorder, deliver_leftovers  # noqa: E402
 from server.recorders.words import flat, note  # noqa: E402
 from server.registry import RunFolder, RunInfo, find_unfinished, new_run_id  # noqa: E402
+from server.report.facts import examine, gather, judge  # noqa: E402
 from server.runtimes.base import FederationGrid  # noqa: E402
 from server.trained import with_model, with_run  # noqa: E402
 from strategies.coordination import Coordination, Event, SessionHost  # noqa: E402
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "fedseal"
 MLFLOW_SECONDS = 30.0
+MOST_CHECKED = 5000  # entries of a log that is verified while its run ends
 LEAST_FREE = 1 << 20  # bytes on the home's disk
 
 
@@ -66,6 +68,8 @@ def run_job(
     out: Path | str | None = None,
     resume: bool = False,
     on_event: Callable[[Event], None] | None = None,
+    as_name: str | None = None,
+    strict: bool = False,
 ) -> dict[str, Any]:
     """Run a job to its end.
 
@@ -77,6 +81,8 @@ def run_job(
     out : folder of the outputs; default `runs/<name>-<time>`.
     resume : go on with the last unfinished run of this job in this home.
     on_event : gets each `Event` as it happens.
+    as_name : who orders the job, under a key of this home; default `engineer`, or who the pass is for.
+    strict : parties ask for a grant as nodes do, and make none themselves; a node of a deployment decides that itself.
 
     Returns
     -------
@@ -93,9 +99,14 @@ def run_job(
     if read.runtime == "deployment":
         from server.runtimes.remote import run_remote
 
+        if strict:
+            allowed = "local, simulation; the owner of a node decides (fedseal node set --consent)"
+            raise UsageError(f"--strict with runtime deployment; allowed: {allowed}")
         read = with_run(read, place)
-        return run_remote(read, place, out=out, resume=resume, on_event=on_event)
+        return run_remote(read, place, out=out, resume=resume, on_event=on_event, as_name=as_name)
     read = with_model(read, place)
+    person = as_name or orders.ENGINEER
+    orders.check_person(person)
     if resume:
         folder, info = find_unfinished(place, read.digest())
         if out is not None and os.path.abspath(out) != info.out:
@@ -113,9 +124,13 @@ def run_job(
             os.getpid(),
         )
         free(target)
+        orders.person(place, person)  # what is wrong with its key is told before there is a run
         folder = RunFolder.create(place, info)
     with folder.held():
-        return Running(read, place, folder, info, on_event or (lambda _: None), resume=resume).run(started)
+        order = orders.of_run(folder.path, lambda: orders.local(place, orders.person(place, person), read))
+        tell = on_event or (lambda _: None)
+        running = Running(read, place, folder, info, tell, resume=resume, order=order, strict=strict)
+        return running.run(started)
 
 
 def free(out: Path) -> None:
@@ -132,6 +147,7 @@ class Running:
     """One run in this process.
 
     `link` and `caller` belong to a deployment: the way to the SuperLink, and who submitted the job, for the ledger.
+    `order` is what the submitter signed.
     """
 
     def __init__(
@@ -145,7 +161,10 @@ class Running:
         resume: bool,
         link: Link | None = None,
         caller: Mapping[str, Any] | None = None,
+        order: Mapping[str, bytes] | None = None,
+        strict: bool = False,
     ) -> None:
+        self.order, self.strict = dict(order or {}), strict
         self.job, self.home, self.folder, self.info, self.resume = job, home, folder, info, resume
         self.link, self.caller = link, caller
         self.on_event = on_event
@@ -198,7 +217,9 @@ class Running:
             kind, body = "resume", {"job": self.info.job}
         if self.caller is not None:
             body["submitted"] = dict(self.caller)
-        ledger.append([Statement.make(identity, log=ledger.log, kind=kind, run=self.info.run, body=body)])
+        body |= orders.said(self.order)
+        own = orders.card(self.home, self.order, ledger) if self.link is None else []
+        ledger.append([*own, Statement.make(identity, log=ledger.log, kind=kind, run=self.info.run, body=body)])
 
     def _coordination(
         self,
@@ -221,6 +242,7 @@ class Running:
             stopped=self._stopping,
             own={} if self.link is None else told_to(self.job),
             host=host,
+            order=self.order,
         )
 
     def _stopping(self) -> bool:
@@ -280,6 +302,7 @@ class Running:
             "base": str(self.job.base),
             "run": self.info.run,
             "own": json.dumps(self.job.own_part(name)),
+            "strict": "1" if self.strict else "",
         }
 
     # ---- end
@@ -352,34 +375,22 @@ class Running:
         return [(name, party, f"{name}.csv") for party in self.job.psi.receivers or parties]
 
     def _finish(self, summary: dict[str, Any], ledger: Ledger, mlflow: MlflowRecorder, published: bytes | None) -> None:
-        out, checkpoint = Path(self.info.out), ledger.checkpoint()
-        if self.home.witnesses.exists():
-            from server.witness import ask_about_run
-
-            summary["witnesses"] = ask_about_run(self.home, ledger)
-        rounds = [e.body for e in ledger.entries(run=self.info.run, kind="round")]
-        size = parse_checkpoint(parse_note(checkpoint).text).size
-        facts = {
-            **summary,
-            "name": self.job.name,
-            "job": self.job.public(),
-            "digest": self.info.job,
-            "rounds": rounds,
-            "said": {e.by: e.body for e in ledger.entries(run=self.info.run, kind="session") if e.by != COORDINATOR},
-            "model": summary["model_digest"],
-            "ledger": {
-                **summary["ledger"],
-                "log": ledger.log,
-                "checkpoint": checkpoint,
-                "cosigned": list(ledger.cosignatures(size)),
-            },
-        }
+        ledger.checkpoint()
+        facts = gather(ledger, self.home.ledger, self.info.run) | {"seconds": summary["seconds"]}
+        verdict = judge(self.home.ledger, self.info.run, most=MOST_CHECKED)
+        facts["audit"] = examine(ledger, self.info.run, verdict, now=False)
         written = write_artifacts(self.folder.path, facts)
         publish = None
         if published is not None:
             model = self.folder.path / "model.pt"
             write_atomic(model, published)
             publish = {"model": str(model), "name": self.job.name, "digest": summary["model_digest"]}
+        files = [*written.files, *([(Path(publish["model"]), MODEL_FOLDER)] if publish else [])]
+        summary["ledger"] |= self._commit_to(files, ledger)
+        if self.home.witnesses.exists():
+            from server.witness import ask_about_run
+
+            summary["witnesses"] = ask_about_run(self.home, ledger)
         tags = {"ledger.size": str(summary["ledger"]["size"]), "ledger.root": summary["ledger"]["root"]}
         if summary["model_digest"]:
             tags["model.digest"] = summary["model_digest"]
@@ -397,11 +408,20 @@ class Running:
             "delivered": delivered,
             "reason": mlflow.reason,
         }
-        write_atomic(out / "summary.json", json.dumps(summary, indent=1).encode(), mode=0o644)
+        write_atomic(Path(self.info.out) / "summary.json", json.dumps(summary, indent=1).encode(), mode=0o644)
         self.info.status, self.info.ended, self.info.metrics = "done", time.time(), summary["metrics"]
         self.info.mlflow_run_id = summary["mlflow_run_id"]
         self.folder.save(self.info)
         shutil.rmtree(self.folder.path / "sums", ignore_errors=True)
+
+    def _commit_to(self, files: Sequence[tuple[Path, str]], ledger: Ledger) -> dict[str, Any]:
+        """Put the digests of what MLflow gets on the ledger; its head, which MLflow is told."""
+        identity = Identity.load_or_create(self.home.coordinator, COORDINATOR)
+        body = {"artifacts": commitments(files)}
+        said = Statement.make(identity, log=ledger.log, kind="publish", run=self.info.run, body=body)
+        _, note = ledger.commit([said])
+        head = parse_checkpoint(parse_note(note).text)
+        return {"size": head.size, "root": head.root.hex()}
 
 
 def told_to(job: Job) -> dict[str, bytes]:

@@ -166,8 +166,12 @@ def ask(ledger: Ledger, outsider: Outsider, size: int) -> str:
         if answer.status == 200:
             return valid_line(answer.text, note, outsider.key)
         told = answer.text.strip()
-        if answer.status != 409 or not told.isdecimal() or int(told) == old or int(told) > size:
+        if answer.status != 409 or not (told.isascii() and told.isdecimal() and len(told) < 16):
             break
+        if int(told) > size:
+            raise JobFailed(f"witness {outsider.key.name}: has signed {told} entries of this log; here are {size}")
+        if int(told) == old:
+            raise JobFailed(f"witness {outsider.key.name}: refuses; the {told} entries that it has signed are others")
         old = int(told)
     words = " ".join(answer.text.split())[:200]
     raise JobFailed(f"witness {outsider.key.name}: answers {answer.status}: {words}")
@@ -211,7 +215,10 @@ def ask_all(ledger: Ledger, policy: Policy) -> dict[str, str]:
     missing: dict[str, str] = {}
     for outsider in policy.witnesses:
         held = ledger.outside_cosignatures(size)
-        if outsider.key.text in held or not outsider.url:
+        if outsider.key.text in held:
+            continue
+        if not outsider.url:
+            missing[outsider.key.name] = f"witness {outsider.key.name}: the policy has no address of it"
             continue
         try:
             ledger.add_outside(size, outsider.key, ask(ledger, outsider, size))

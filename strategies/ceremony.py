@@ -12,16 +12,29 @@ from dataclasses import dataclass
 from typing import Any
 
 from fl_core import messages
-from fl_core.errors import BadMessage, BudgetExceeded, DataError, FedsealError, JobFailed, Paused, RefusedError
+from fl_core.errors import (
+    BadMessage,
+    BudgetExceeded,
+    DataError,
+    FedsealError,
+    IntegrityError,
+    JobFailed,
+    Paused,
+    RefusedError,
+)
 from fl_core.files import write_atomic
+from fl_core.messages import Packet
 from fl_core.trust import canonical
+from fl_core.trust.board import rotations_of
 from fl_core.trust.entry import Statement
+from fl_core.trust.grant_statements import Approval, read_body
 from fl_core.trust.roster import Roster
 from strategies.coordination import Coordination, Event
 from strategies.dispatch import Dispatcher, Reply, Request
 
 MAX_SEALED_KEY = 1 << 17  # bytes a party
 PARTING_SECONDS = 10.0
+WITH_DATA = ("trainer", "party")  # roles of those who bring data
 
 
 class PartyRefused(RefusedError):
@@ -53,7 +66,7 @@ class Ceremony:
 
 def hold(dispatcher: Dispatcher, co: Coordination) -> Ceremony:
     """Let everybody join; then hold the ceremony, or take it up again where the run's folder has it."""
-    joins = _join(dispatcher, co)
+    joins, grants = _join(dispatcher, co)
     path = co.workdir / "ceremony.json"
     if path.exists():
         ceremony = _load(path.read_text(encoding="utf-8"))
@@ -73,7 +86,7 @@ def hold(dispatcher: Dispatcher, co: Coordination) -> Ceremony:
         "roster": roster.digest,
         "key": ceremony.key_id,
     }
-    co.ledger.commit([*joins.values(), *statements, co.say("roster", body)])
+    co.ledger.commit([*_new(grants, co), *joins.values(), *statements, co.say("roster", body)])
     write_atomic(path, _dump(ceremony))
     co.progress(_joined(ceremony))
     return ceremony
@@ -101,35 +114,63 @@ def check(dispatcher: Dispatcher, co: Coordination) -> dict[str, Reply]:
 
 
 def asking(co: Coordination) -> Callable[[str], Request]:
-    """What each party is told of the job when it is asked to join."""
-    job, body = canonical.encode(co.job.public()), {"job": co.job.digest()}
-    return lambda party: Request(body, {"job": job} | ({"own": co.own[party]} if party in co.own else {}), {})
+    """What each party is told of the job when it is asked to join, with the order of whoever submitted it."""
+    blobs, body = {"job": canonical.encode(co.job.public()), **co.order}, {"job": co.job.digest()}
+    return lambda party: Request(body, blobs | ({"own": co.own[party]} if party in co.own else {}), {})
 
 
-def _join(dispatcher: Dispatcher, co: Coordination) -> dict[str, Statement]:
+def _join(dispatcher: Dispatcher, co: Coordination) -> tuple[dict[str, Statement], list[Statement]]:
+    """Each party's join statement, and the grants that they name, signed by their owners."""
     names, request = list(co.nodes), asking(co)
     replies: dict[str, Reply] = {}
     for reply in dispatcher.ask(messages.JOIN, names, request, timeout=co.step_timeout, max_blob=0):
         replies[reply.party] = reply
     for name in names:  # all have answered, so that all problems are told at once and nobody is left reserved
         if not replies[name].ok:
-            raise why(name, replies[name].code, "joining", exit_code=replies[name].exit_code)
+            raise _why(replies[name], "joining")
     for party in co.job.parties:
         card = dispatcher.cards[party.name]
         if party.key is not None and party.key != card.fingerprint:
             dispatcher.refuse(party.name, messages.JOIN, 0, BadMessage("another card than the job pins"))
             raise JobFailed(f"party {party.name}: its card is {card.fingerprint}; the job pins {party.key}")
-    out = {}
+    out, grants = {}, []
     for name in names:
         packet = replies[name].packet
         assert packet is not None
         out[name] = packet.statement
-    return out
+        if (approval := _granted(dispatcher, co, name, packet)) is not None:
+            grants.append(approval)
+    return out, grants
 
 
-def why(party: str, code: str, doing: str, *, exit_code: int = 1) -> FedsealError:
+def _granted(dispatcher: Dispatcher, co: Coordination, party: str, packet: Packet) -> Statement | None:
+    """The owner's own approval of the grant that its join statement names; None for a party without data."""
+    if packet.statement.body.get("role") not in WITH_DATA:
+        return None
+    try:
+        approval = Statement.from_dict(packet.extra.get("grant"))
+        approval.verify(dispatcher.cards[party])
+        body = read_body(approval)
+        if not isinstance(body, Approval) or approval.log != co.ledger.log or approval.run not in ("", co.run):
+            raise BadMessage("what came with a join statement is no approval of a grant, or of another log or run")
+        if body.grant.id != packet.statement.body.get("grant") or body.grant.terms.owner != party:
+            raise BadMessage("the grant is not the one that the join statement names")
+    except IntegrityError as error:
+        dispatcher.refuse(party, messages.JOIN, 0, error)
+        raise JobFailed(f"party {party}, joining: no grant that its owner signed ({error})") from None
+    return approval
+
+
+def _new(grants: list[Statement], co: Coordination) -> list[Statement]:
+    """Those that are not on the ledger yet; what a run's own grants say is new with the run."""
+    lasting = any(not grant.run for grant in grants)
+    known = {entry.statement.digest for entry in co.ledger.entries(run="", kind="grant")} if lasting else set()
+    return [grant for grant in grants if grant.run or grant.digest not in known]
+
+
+def why(party: str, code: str, doing: str, *, exit_code: int = 1, topics: tuple[str, ...] = ()) -> FedsealError:
     """The failure of one party as this process's own: the class decides the exit code."""
-    text = f"party {party}, {doing}: {code}"
+    text = f"party {party}, {doing}: {code}" + (f" ({', '.join(topics)})" if topics else "")
     if code == BudgetExceeded.code:
         return BudgetExceeded(text)
     if exit_code == 3 or code in (RefusedError.code, Paused.code):
@@ -137,6 +178,10 @@ def why(party: str, code: str, doing: str, *, exit_code: int = 1) -> FedsealErro
     if code in (DataError.code, "job", "usage"):
         return DataError(f"party {party}", f"{doing}: {code}")
     return JobFailed(text)
+
+
+def _why(reply: Reply, doing: str) -> FedsealError:
+    return why(reply.party, reply.code, doing, exit_code=reply.exit_code, topics=reply.topics)
 
 
 def _agree(roster: Roster) -> None:
@@ -157,12 +202,13 @@ def _agree(roster: Roster) -> None:
 
 def _sign(dispatcher: Dispatcher, co: Coordination, roster: Roster) -> tuple[list[Statement], dict[str, bytes]]:
     statements, sealed, most = [], {}, MAX_SEALED_KEY * len(roster.cards)
-    request = Request({"roster": roster.digest}, {"roster": roster.text}, {})
+    rotations = rotations_of(co.ledger, list(roster.cards))
+    request = Request({"roster": roster.digest}, {"roster": roster.text}, {"rotations": rotations})
     for reply in dispatcher.ask(
         messages.ROSTER, list(roster.cards), lambda _: request, timeout=co.step_timeout, max_blob=most
     ):
         if not reply.ok or reply.packet is None:
-            raise why(reply.party, reply.code, "signing the roster", exit_code=reply.exit_code)
+            raise _why(reply, "signing the roster")
         statement = reply.packet.statement
         if statement.body.get("roster") != roster.digest:
             raise JobFailed(f"party {reply.party} signed another roster")

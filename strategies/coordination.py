@@ -56,6 +56,7 @@ class Coordination:
     stopped : polled between replies.
     own : in a deployment, what each party alone is told of the job when it joins.
     host : for jobs whose parties talk to each other.
+    order : what the submitter signed, as `fl_core.trust.order.blobs` gives it: each party asks for it.
     step_timeout : seconds a step other than a round waits for a party (start-up and data loading included).
     """
 
@@ -72,6 +73,7 @@ class Coordination:
     step_timeout: float = 300.0
     own: Mapping[str, bytes] = field(default_factory=dict)
     host: SessionHost | None = None
+    order: Mapping[str, bytes] = field(default_factory=dict)
 
     def say(self, kind: str, body: dict[str, Any]) -> Statement:
         """A statement of the coordinator about this run."""

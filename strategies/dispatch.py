@@ -23,12 +23,13 @@ MAX_STALE = 10  # several runs of one home move a witness under each other's fee
 
 @dataclass(frozen=True)
 class Reply:
-    """A party's authenticated packet, or why there is none (`code`)."""
+    """A party's authenticated packet, or why there is none (`code`; of a refusal also its `topics`)."""
 
     party: str
     packet: Packet | None = None
     code: str = ""
     exit_code: int = 1
+    topics: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -130,7 +131,9 @@ class Dispatcher:
             if code != "stale" and not self.dry:
                 self.co.ledger.append([packet.statement])
                 self.co.progress(Event("dropped", number, {"party": party, "code": code}))
-            return Reply(party, packet, code, 3 if packet.statement.kind == "refusal" else 1)
+            topics = packet.statement.body.get("topics")
+            said = tuple(str(topic)[:40] for topic in topics[:32]) if isinstance(topics, list) else ()
+            return Reply(party, packet, code, 3 if packet.statement.kind == "refusal" else 1, said)
         return Reply(party, packet)
 
     def _card(self, party: str, packet: Packet) -> Card:

@@ -25,6 +25,7 @@ from fl_core.messages import COORDINATOR, PACKET
 from fl_core.records import RoundRecord
 from fl_core.trust.identity import CardBook, Identity
 from fl_core.trust.ledger import Ledger
+from server import orders
 from server.app import activated, app, outcome
 from server.recorders.ledger import LedgerRecorder
 from server.runtimes.exchange import local_host
@@ -153,6 +154,7 @@ class Federation:
         self.home = Home.open(path / "home")
         self.out = path / "out"
         self.identity = Identity.load_or_create(self.home.coordinator, COORDINATOR)
+        self.engineer = orders.person(self.home, orders.ENGINEER)
         self.events: list[Event] = []
         self.records: list[RoundRecord] = []
         self.grid: InlineGrid | None = None
@@ -185,6 +187,7 @@ class Federation:
                 job=job, run=run, nodes=nodes, identity=self.identity,
                 cards=CardBook(self.home.coordinator / "cards.json"), ledger=ledger, workdir=workdir,
                 recorder=memory, progress=tell, stopped=stopped, step_timeout=20.0, host=host,
+                order=orders.of_run(workdir, lambda: orders.local(self.home, self.engineer, job)),
             )  # fmt: skip
             try:
                 with activated(co):

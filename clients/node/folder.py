@@ -27,12 +27,15 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from clients.consent import Consent
 from clients.part import Line
-from clients.policy import KINDS, Policy
+from clients.policy import CONSENTS, KINDS, STANDING, Policy
 from fl_core.errors import UsageError
 from fl_core.files import private_dir, write_atomic
 from fl_core.home import Home
+from fl_core.messages import COORDINATOR
 from fl_core.trust import canonical
+from fl_core.trust.checkpoint import log_id
 from fl_core.trust.federation import host_port
 from fl_core.trust.identity import CardBook, Identity
 from fl_core.trust.node_card import NodeCard
@@ -80,6 +83,7 @@ class Settings:
     code: tuple[str, ...] = ()
     refuse_unsafe: bool = False
     psi_protocol: str = "any"
+    consent: str = STANDING
     version: int = VERSION
 
     def encode(self) -> bytes:
@@ -145,6 +149,7 @@ _ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "code": ("a list of PACKAGE.MODULE:FUNCTION", _are_texts),
     "refuse_unsafe": ("true or false", lambda value: isinstance(value, bool)),
     "psi_protocol": ("any, ecdh", lambda value: value in ("any", "ecdh")),
+    "consent": ("standing, ask", lambda value: value in CONSENTS),
 }
 
 
@@ -234,6 +239,7 @@ class NodeFolder:
             code=held.code,
             refuse_unsafe=held.refuse_unsafe,
             psi_protocol=held.psi_protocol,
+            consent=held.consent,
             paused=self.paused,
         )
 
@@ -275,6 +281,21 @@ class NodeFolder:
     def pin(self, coordinator: Any) -> None:
         """Remember the coordinator's card; a request under another one is refused."""
         CardBook(self.path / "cards.json").pin(coordinator)
+
+    def agree(self, *, anew: bool = False) -> None:
+        """Sign or revoke standing grants, as the settings say; for the log of the pinned coordinator, if there is one.
+
+        They reach the ledger with the party's next join statement.  One that the owner revoked stays so, unless `anew`.
+        """
+        coordinator, held = CardBook(self.path / "cards.json").get(COORDINATOR), self.settings()
+        if coordinator is None:
+            return
+        log, consent = log_id(coordinator), Consent(self.path, Identity.load_or_create(self.path, self.name))
+        if held.consent != STANDING:
+            consent.end_standing(log=log)
+            return
+        for name in dict.fromkeys([*held.sources, *consent.standing_names()]):
+            consent.standing(name, held.kinds, log=log, first=not anew)
 
     def run_config(self, run: str) -> dict[str, str]:
         """The ClientApp's node configuration for one run."""

@@ -33,6 +33,7 @@ def look(folder: NodeFolder) -> dict[str, Any]:
         "paused": folder.paused,
         "kinds": list(settings.kinds),
         "refuse_unsafe": settings.refuse_unsafe,
+        "consent": settings.consent,
         "data": _data(folder, settings),
         "runs": [dataclasses.asdict(run) for run in runs],
     }
@@ -72,6 +73,8 @@ def show(found: dict[str, Any]) -> None:
     if found["contact"] and not found["connected"]:
         last = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found["contact"]["last"]))
         line(f"  last call {last}: {found['contact']['state']} {found['contact']['detail']}")
+    who = "by a grant for each use" if found["consent"] == "ask" else "everyone whom the coordinator admits"
+    line(f"  consent {found['consent']}: {who}")
     for data in found["data"]:
         rows = f", {data['rows']} training rows" if data["rows"] else ""
         limit = (

@@ -23,9 +23,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fl_core.errors import BadMessage, UsageError
 from fl_core.trust.identity import check_name
+from fl_core.trust.roles import ENGINEER, Role
 
 AUTHORITY_DAYS, SERVER_DAYS, CLIENT_DAYS = 3650, 397, 397
-ROLES = ("engineer", "operator", "auditor")
+ROLES = (ENGINEER, *(role.value for role in Role))
 _Extension = TypeVar("_Extension", bound=x509.ExtensionType)
 _SKEW = timedelta(minutes=5)
 _LABEL = "[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"

@@ -21,9 +21,9 @@ from fl_core.trust.identity import Card, Identity, check_name, is_hex
 KINDS = frozenset({
     "log", "card", "job", "join", "roster", "key", "update", "aggregate", "round", "metrics", "refusal",
     "failure", "drop", "resume", "publish", "receipt", "close", "session", "end", "stop", "node", "person",
-    "served",
+    "served", "dataset", "grant", "grant-request", "grant-end", "use", "rotate", "revoke",
 })  # fmt: skip
-MESSAGE_KINDS = frozenset({"request", "witness"})  # of signed messages that no ledger holds
+MESSAGE_KINDS = frozenset({"request", "witness", "order"})  # of signed messages that no ledger holds
 MAX_BODY = 256 * 1024  # holds a digest for each of 1,024 parties
 MAX_ENTRY = MAX_BODY + 4096
 NO_PREVIOUS = "0" * 64

@@ -5,8 +5,8 @@ job file names: whoever could swap a card afterwards would read what is sealed t
 refused.
 
 The signing key signs texts of several kinds.  Each starts with a prefix of its own (`fedseal statement v1`,
-`fedseal sealing key v1`, `fedseal node key v1`, `cosignature/v1`, a log's origin); whoever signs something
-new brings a new prefix.
+`fedseal sealing key v1`, `fedseal node key v1`, `fedseal rotation v1`, `cosignature/v1`, a log's origin); whoever
+signs something new brings a new prefix.
 """
 
 from __future__ import annotations
@@ -214,6 +214,29 @@ class CardBook:
                 new[card.name] = fields
             if not new.keys() <= held.keys():
                 write_atomic(self._path, canonical.encode(held | new))
+
+    def replace(self, card: Card, *, before: Card) -> None:
+        """Pin `card` in the place of `before`; raises WrongKey if another one is pinned by now.
+
+        For whoever has checked both signatures of a rotation (`fl_core.trust.rotation`).
+        """
+        self._put(card.name, card.to_dict(), before)
+
+    def forget(self, card: Card) -> None:
+        """Pin nothing for a name any more; raises WrongKey if another card than `card` is pinned by now."""
+        self._put(card.name, None, card)
+
+    def _put(self, name: str, fields: dict[str, str] | None, before: Card) -> None:
+        with locked(self._path.with_name(f".{self._path.name}.lock")):
+            held = self._read()
+            if held.get(name) != before.to_dict():
+                raise WrongKey(f"{name}: card {before.fingerprint[:16]}… is not the one that is pinned")
+            rest = {other: shown for other, shown in held.items() if other != name}
+            write_atomic(self._path, canonical.encode(rest | ({name: fields} if fields else {})))
+
+    def all(self) -> dict[str, Card]:
+        """Return every pinned card by name."""
+        return {name: Card.from_dict(fields) for name, fields in sorted(self._read().items())}
 
     def get(self, name: str) -> Card | None:
         """Return the card pinned for `name`, if any."""

@@ -1,14 +1,14 @@
-"""The coordinator's ledger: an append-only SQLite file of entries, tree nodes, checkpoints, co-signatures.
+"""The coordinator's ledger: append-only entries, tree nodes, checkpoints, co-signatures, in SQLite or PostgreSQL.
 
-The writing order is the design. One transaction (BEGIN IMMEDIATE, WAL, synchronous=FULL) reads the head,
-verifies the statements, orders them after it, and stores entries, tree nodes and the signed checkpoint
-together; only when SQLite has synced does `commit` return the note. So nobody ever holds a checkpoint over
-entries that a crash could lose:
+The writing order is the design. One transaction (SQLite: BEGIN IMMEDIATE, WAL, synchronous=FULL; PostgreSQL: see
+`fl_core.trust.ledger_postgres`) reads the head, verifies the statements, orders them after it, and stores entries,
+tree nodes and the signed checkpoint together; only when the disk has them does `commit` return the note. So nobody
+ever holds a checkpoint over entries that a crash could lose:
 
 ================================  ==========================================================================
 killed or powered off             what is there afterwards
 ================================  ==========================================================================
-while a new file is made          no file: it is linked to its name when complete
+while a new ledger is made        nothing: a file is linked to its name when complete
 before COMMIT is synced           the ledger as before; nobody was told anything; statements are sent again
 after the sync, before answering  entries and checkpoint; the caller finds them with `entries(run=…)`
 before co-signatures are stored   entries and checkpoint; short of quorum until a co-signature comes again
@@ -16,15 +16,14 @@ while two processes append        one after the other; the second reads the head
 ================================  ==========================================================================
 
 The ledger admits only what the auditor's verifier accepts: statements for this log, signed under a card that
-an earlier entry shows, one card a name and one name a key. Statements are verified here, not trusted from the
-caller.
+an earlier entry shows, one card a name and one name a key; a `rotate` changes the card of a name, a `revoke` ends
+it (`fl_core.trust.rotation`). Statements are verified here, not trusted from the caller.
 """
 
 from __future__ import annotations
 
 import hmac
 import os
-import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -35,68 +34,52 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fl_core.errors import BadMessage, BadSignature, LedgerBroken, UsageError, WrongKey
-from fl_core.trust import canonical, database, merkle
+from fl_core.trust import canonical, merkle
 from fl_core.trust.checkpoint import Checkpoint, log_id, open_checkpoint, sign_checkpoint, verify_cosignature
 from fl_core.trust.entry import KINDS, NO_PREVIOUS, Entry, Statement, check_roster
 from fl_core.trust.identity import Card, Identity
+from fl_core.trust.ledger_store import Place, Store, open_store
 from fl_core.trust.outside import VerifierKey
+from fl_core.trust.postgres_url import PostgresUrl
+from fl_core.trust.rotation import Revoked, new_card
 
-_FILE = database.FileType(
-    word="fedseal ledger",
-    application_id=0x46534C47,  # "FSLG"
-    version=1,
-    schema="""
-        CREATE TABLE entries (
-            seq INTEGER PRIMARY KEY, leaf BLOB NOT NULL, run TEXT NOT NULL, kind TEXT NOT NULL, by TEXT NOT
-            NULL);
-        CREATE INDEX entries_run ON entries (run);
-        CREATE TABLE nodes (
-            level INTEGER, idx INTEGER, hash BLOB NOT NULL, PRIMARY KEY (level, idx)) WITHOUT ROWID;
-        CREATE TABLE cards (
-            name TEXT PRIMARY KEY, key TEXT NOT NULL UNIQUE, seq INTEGER NOT NULL, card BLOB NOT NULL);
-        CREATE TABLE checkpoints (size INTEGER PRIMARY KEY, note TEXT NOT NULL);
-        CREATE TABLE cosignatures (
-            size INTEGER, name TEXT, line TEXT NOT NULL, PRIMARY KEY (size, name)) WITHOUT ROWID;
-    """,
-)
-# made when the first one comes: ledgers of before have none
-_OUTSIDE = (
-    "CREATE TABLE IF NOT EXISTS outside_cosignatures ("
-    "size INTEGER, key TEXT, line TEXT NOT NULL, PRIMARY KEY (size, key)) WITHOUT ROWID"
-)
 _PAGE = 500
 THREADED = 64  # statements from which their signatures are checked on threads
 
 
 class Ledger:
-    """An open ledger.  Several threads and processes may use one file; carry none across a fork."""
+    """An open ledger.  Several threads and processes may use one place; carry none across a fork."""
 
-    def __init__(self, path: Path, db: sqlite3.Connection, identity: Identity | None) -> None:
-        self._path = path
-        self._db = db
+    def __init__(self, store: Store, identity: Identity | None) -> None:
+        self._store = store
+        self._path = store.place
         self._identity = identity
         self._lock = threading.RLock()
-        self._cards: dict[str, tuple[int, Card]] = {}
+        self._read_cards: dict[bytes, Card] = {}  # by their bytes: to read one is to verify a signature
 
     @classmethod
-    def open(cls, path: Path, identity: Identity | None = None) -> Ledger:
-        """Open a ledger: read-only, or with the coordinator's `identity` to write, making the file if needed.
+    def open(cls, path: Place, identity: Identity | None = None) -> Ledger:
+        """Open a ledger: read-only, or with the coordinator's `identity` to write, making it if needed.
 
         A new ledger starts with a `log` entry, which shows the coordinator's card, and a checkpoint over it.
+
+        Parameters
+        ----------
+        path
+            A SQLite file, or a schema in PostgreSQL.
 
         Raises
         ------
         UsageError
-            If there is no ledger, or the file is of another type or version.
+            If there is no ledger, it is of another type or version, or the server lets nobody in.
         WrongKey
             If the ledger is another coordinator's.
         LedgerBroken
             If the stored tree no longer has the root that was signed last.
         """
-        path = Path(path)
-        if identity is not None and not path.exists():
-            database.create(path, _FILE, mode=0o644, fill=lambda db: cls(path, db, identity)._begin())
-        ledger = cls(path, database.connect(path, _FILE, writable=identity is not None), identity)
+        place = path if isinstance(path, PostgresUrl) else Path(path)
+        fill = None if identity is None else lambda store: cls(store, identity)._begin()
+        ledger = cls(open_store(place, writable=identity is not None, fill=fill), identity)
         try:
             ledger._check_opened()
         except BaseException:
@@ -105,9 +88,9 @@ class Ledger:
         return ledger
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file or the connection."""
         with self._lock:
-            self._db.close()
+            self._store.close()
 
     def __enter__(self) -> Ledger:
         return self
@@ -193,11 +176,11 @@ class Ledger:
                 card = self._card_before(name, size)
                 if card is None:
                     raise WrongKey(f"{name}: co-signs, but shows no card in the first {size} entries")
+                if self.card(name) is None:
+                    self._no_card(name)
                 verify_cosignature(note, line, card)
-            self._db.executemany(
-                "INSERT OR IGNORE INTO cosignatures VALUES (?, ?, ?)",
-                [(size, name, line) for name, line in lines.items()],
-            )
+            rows = [(size, name, line) for name, line in lines.items()]
+            self._store.insert("cosignatures", rows, ignore=True)
 
     def add_outside(self, size: int, key: VerifierKey, line: str) -> None:
         """Store the co-signature line of a witness from outside, who shows no card, for the checkpoint over `size`.
@@ -214,8 +197,8 @@ class Ledger:
             if note is None:
                 raise UsageError(f"{self._path}: no checkpoint over {size} entries")
             verify_cosignature(note, line, key)
-            self._db.execute(_OUTSIDE)
-            self._db.execute("INSERT OR IGNORE INTO outside_cosignatures VALUES (?, ?, ?)", (size, key.text, line))
+            self._store.make_table("outside_cosignatures")
+            self._store.insert("outside_cosignatures", [(size, key.text, line)], ignore=True)
 
     # ---- reading
 
@@ -235,9 +218,17 @@ class Ledger:
                 return
             start = rows[-1][0] + 1
 
-    def card(self, name: str) -> Card | None:
-        """Return the card that `name` shows on this ledger, if any."""
-        return self._card_before(name, canonical.MAX_INT)
+    def card(self, name: str, size: int | None = None) -> Card | None:
+        """Return the card of `name` after the first `size` entries (all by default): none before it shows one, none
+        after its revocation.
+        """
+        return self._card_before(name, canonical.MAX_INT if size is None else size)
+
+    def signer(self, entry: Entry) -> Card:
+        """Return the card under which an entry's statement was admitted; raises LedgerBroken if there is none."""
+        shows = entry.kind in ("log", "card")
+        card = self._card_before(entry.by, entry.seq + 1 if shows else entry.seq)
+        return card or self._missing(f"the card of {entry.by} at entry {entry.seq}")
 
     def inclusion(self, seq: int, size: int) -> list[bytes]:
         """Return the inclusion proof of entry `seq` in the first `size`; UsageError out of range."""
@@ -274,7 +265,7 @@ class Ledger:
 
     def outside_cosignatures(self, size: int) -> dict[str, str]:
         """Return the lines that witnesses from outside gave for the checkpoint over `size` entries by verifier key."""
-        if not self._all("SELECT 1 FROM sqlite_master WHERE name = 'outside_cosignatures'"):
+        if not self._has("outside_cosignatures"):
             return {}
         query = "SELECT key, line FROM outside_cosignatures WHERE size = ? ORDER BY key"
         return dict(self._all(query, size))
@@ -285,16 +276,15 @@ class Ledger:
     def _writing(self) -> Iterator[None]:
         if self._identity is None:
             raise UsageError(f"{self._path}: opened read-only")
-        with self._lock, database.storage_errors(self._path), database.transaction(self._db):
+        with self._lock, self._store.transaction():
             yield
 
     def _begin(self) -> None:
-        """Write the first entry and its checkpoint."""
+        """Write the first entry and its checkpoint, in a transaction."""
         identity = self._coordinator_identity()
         body = {"card": identity.card.to_dict()}
-        with self._writing():
-            self._append([Statement.make(identity, log=log_id(identity.card), kind="log", run="", body=body)])
-            self._sign_head()
+        self._append([Statement.make(identity, log=log_id(identity.card), kind="log", run="", body=body)])
+        self._sign_head()
 
     def _append(self, statements: list[Statement]) -> list[Entry]:
         frontier = self._frontier(self.size)
@@ -312,11 +302,9 @@ class Ledger:
             prev = entry.leaf_hash.hex()
             entries.append(entry)
         self._check_signatures(statements, signers)
-        self._db.executemany(
-            "INSERT INTO entries VALUES (?, ?, ?, ?, ?)",
-            [(entry.seq, entry.encode(), entry.run, entry.kind, entry.by) for entry in entries],
-        )
-        self._db.executemany("INSERT INTO nodes VALUES (?, ?, ?)", nodes)
+        rows = [(entry.seq, entry.encode(), entry.run, entry.kind, entry.by) for entry in entries]
+        self._store.insert("entries", rows)
+        self._store.insert("nodes", nodes)
         return entries
 
     def _check_signatures(self, statements: list[Statement], signers: list[Card]) -> None:
@@ -337,6 +325,8 @@ class Ledger:
         if (statement.kind == "log") != (entry.seq == 0):
             raise BadMessage(f"{by}: a ledger has one log statement, its first entry")
         card = cards.get(by) or self.card(by)
+        if statement.kind in ("rotate", "revoke"):
+            return self._admit_change(entry, card or self._no_card(by), cards)
         shown = statement.shown_card()
         if shown is not None:
             if card is not None and card != shown:
@@ -344,8 +334,7 @@ class Ledger:
             if card is None:
                 self._add_card(shown, entry.seq)
                 card = shown
-        if card is None:
-            raise WrongKey(f"{by}: shows no card on this ledger")
+        card = card or self._no_card(by)
         cards[by] = card
         if statement.kind == "roster" and card == self._coordinator_identity().card:
             check_roster(statement.body)
@@ -359,12 +348,46 @@ class Ledger:
         elif not hmac.compare_digest(identity.sign(statement.signed_bytes()).hex(), statement.sig):
             raise BadSignature(f"{card.name}: the statement does not verify")
 
+    def _admit_change(self, entry: Entry, signer: Card, cards: dict[str, Card]) -> Card:
+        """Take up a rotation or a revocation and return its signer's card; raises unless the verifier will."""
+        statement, coordinator = entry.statement, self._coordinator_identity().card
+        if statement.kind == "rotate":
+            name, card = statement.by, new_card(statement, signer)
+        else:
+            body = Revoked.read(statement)
+            name, card = body.name, None
+            if statement.by not in (name, coordinator.name):
+                raise WrongKey(f"{statement.by}: revokes the card of {name}; allowed: {name} or {coordinator.name}")
+            held = signer if name == statement.by else cards.get(name) or self.card(name) or self._no_card(name)
+            if held.fingerprint != body.card:
+                raise WrongKey(f"{statement.by}: revokes card {body.card[:16]}…; {name} has {held.fingerprint[:16]}…")
+        if name == coordinator.name:
+            raise WrongKey(f"{name}: its key is the log's identity; allowed: another ledger under another key")
+        self._end_card(name, entry.seq)
+        cards.pop(name, None)
+        if card is not None:
+            self._add_card(card, entry.seq)
+        return signer
+
+    def _end_card(self, name: str, seq: int) -> None:
+        self._store.make_table("past_cards")
+        held = self._all("SELECT key, name, seq, card FROM cards WHERE name = ?", name)
+        self._store.insert("past_cards", [(key, name, since, seq, card) for key, name, since, card in held])
+        self._store.end_card(name)
+
+    def _no_card(self, name: str) -> NoReturn:
+        if self._past(name):
+            raise WrongKey(f"{name}: its card was revoked; allowed: the operator registers a new one")
+        raise WrongKey(f"{name}: shows no card on this ledger")
+
     def _add_card(self, card: Card, seq: int) -> None:
         owner = self._all("SELECT name FROM cards WHERE key = ?", card.ed25519)
         if owner:  # one key under two names would count twice in a quorum
             raise WrongKey(f"{card.name}: shows the key of {owner[0][0]}")
+        if self._has("past_cards") and self._all("SELECT 1 FROM past_cards WHERE key = ?", card.ed25519):
+            raise WrongKey(f"{card.name}: shows a key that was rotated or revoked; allowed: a new one")
         fields = canonical.encode(card.to_dict())
-        self._db.execute("INSERT INTO cards VALUES (?, ?, ?, ?)", (card.name, card.ed25519, seq, fields))
+        self._store.insert("cards", [(card.name, card.ed25519, seq, fields)])
 
     def _sign_head(self) -> str:
         size = self.size
@@ -373,7 +396,7 @@ class Ledger:
             identity = self._coordinator_identity()
             head = Checkpoint(log_id(identity.card), size, self._frontier(size).root())
             note = sign_checkpoint(identity, head)
-            self._db.execute("INSERT INTO checkpoints VALUES (?, ?)", (size, note))
+            self._store.insert("checkpoints", [(size, note)])
         return note
 
     # ---- helpers
@@ -405,14 +428,26 @@ class Ledger:
         return next(self.entries(seq, seq + 1), None) or self._missing(f"entry {seq}")
 
     def _card_before(self, name: str, size: int) -> Card | None:
-        """Return the card that `name` shows in the first `size` entries; kept once seen, as none changes."""
-        if name not in self._cards:
-            rows = self._all("SELECT seq, card FROM cards WHERE name = ?", name)
-            if not rows:
-                return None
-            self._cards[name] = rows[0][0], Card.from_dict(canonical.decode(rows[0][1]))
-        seq, card = self._cards[name]
-        return card if seq < size else None
+        """Return the card that holds for `name` after the first `size` entries."""
+        found = self._all("SELECT card FROM cards WHERE name = ? AND seq < ?", name, size)
+        if not found:
+            found = [(card,) for seq, until, card in self._past(name) if seq < size <= until]
+        return self._read_card(found[0][0]) if found else None
+
+    def _read_card(self, data: bytes) -> Card:
+        if data not in self._read_cards:
+            self._read_cards[data] = Card.from_dict(canonical.decode(data))
+        return self._read_cards[data]
+
+    def _past(self, name: str) -> list[tuple[int, int, bytes]]:
+        """The cards that `name` had before, each with the entry that brought it and the last that it holds for."""
+        if not self._has("past_cards"):
+            return []
+        return self._all("SELECT seq, until, card FROM past_cards WHERE name = ?", name)
+
+    def _has(self, table: str) -> bool:
+        with self._lock:
+            return self._store.has_table(table)
 
     def _coordinator_identity(self) -> Identity:
         if self._identity is None:
@@ -426,5 +461,5 @@ class Ledger:
         return int(self._all(query)[0][0])
 
     def _all(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        with self._lock, database.storage_errors(self._path):
-            return self._db.execute(query, values).fetchall()
+        with self._lock:
+            return self._store.all(query, *values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from fl_core.errors import LedgerBroken, UsageError
+from fl_core.errors import UsageError
 from fl_core.trust import canonical
 from fl_core.trust.ledger import Ledger
 
@@ -31,9 +31,7 @@ def inclusion_proof_document(ledger: Ledger, seq: int) -> dict[str, Any]:
     entry = next(ledger.entries(seq, seq + 1), None) if seq >= 0 else None
     if entry is None or not sizes:
         raise UsageError(f"no entry {seq} under a checkpoint; the ledger has {ledger.size}")
-    signer = ledger.card(entry.by)
-    if signer is None:
-        raise LedgerBroken(f"entry {seq} is of {entry.by}, who shows no card")
+    signer = ledger.signer(entry)
     return {
         "type": INCLUSION,
         "entry": entry.to_dict(),

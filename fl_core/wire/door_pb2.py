@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66l_core/wire/door.proto\x12\x0f\x66\x65\x64seal.door.v1\"=\n\rSubmitRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0b\n\x03job\x18\x02 \x01(\t\x12\x0e\n\x06resume\x18\x03 \x01(\x08\":\n\x0bSubmitReply\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06\x65vents\x18\x03 \x01(\x04\"\x1c\n\nCheckReply\x12\x0e\n\x06result\x18\x01 \x01(\t\"*\n\x0cWatchRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x04\"Q\n\x05\x45vent\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\r\x12\r\n\x05\x66\x61\x63ts\x18\x04 \x01(\t\x12\x0c\n\x04time\x18\x05 \x01(\x01\"\x1a\n\x0bStopRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"(\n\tStopReply\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0e\n\x06status\x18\x02 \x01(\t\"\r\n\x0bListRequest\"\x19\n\tListReply\x12\x0c\n\x04runs\x18\x01 \x03(\t\":\n\x0bLogsRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\"\x18\n\x08LogChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x32\x9d\x03\n\x04\x44oor\x12\x46\n\x06Submit\x12\x1e.fedseal.door.v1.SubmitRequest\x1a\x1c.fedseal.door.v1.SubmitReply\x12\x44\n\x05\x43heck\x12\x1e.fedseal.door.v1.SubmitRequest\x1a\x1b.fedseal.door.v1.CheckReply\x12@\n\x05Watch\x12\x1d.fedseal.door.v1.WatchRequest\x1a\x16.fedseal.door.v1.Event0\x01\x12@\n\x04Stop\x12\x1c.fedseal.door.v1.StopRequest\x1a\x1a.fedseal.door.v1.StopReply\x12@\n\x04List\x12\x1c.fedseal.door.v1.ListRequest\x1a\x1a.fedseal.door.v1.ListReply\x12\x41\n\x04Logs\x12\x1c.fedseal.door.v1.LogsRequest\x1a\x19.fedseal.door.v1.LogChunk0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66l_core/wire/door.proto\x12\x0f\x66\x65\x64seal.door.v1\"`\n\rSubmitRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0b\n\x03job\x18\x02 \x01(\t\x12\x0e\n\x06resume\x18\x03 \x01(\x08\x12\r\n\x05order\x18\x04 \x01(\x0c\x12\x12\n\norder_card\x18\x05 \x01(\x0c\":\n\x0bSubmitReply\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06\x65vents\x18\x03 \x01(\x04\"\x1c\n\nCheckReply\x12\x0e\n\x06result\x18\x01 \x01(\t\"*\n\x0cWatchRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x04\"Q\n\x05\x45vent\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\r\x12\r\n\x05\x66\x61\x63ts\x18\x04 \x01(\t\x12\x0c\n\x04time\x18\x05 \x01(\x01\"\x1a\n\x0bStopRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"(\n\tStopReply\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0e\n\x06status\x18\x02 \x01(\t\"\r\n\x0bListRequest\"\x19\n\tListReply\x12\x0c\n\x04runs\x18\x01 \x03(\t\":\n\x0bLogsRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\"\x18\n\x08LogChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"!\n\x0bPostRequest\x12\x12\n\nstatements\x18\x01 \x03(\x0c\"(\n\tPostReply\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x02 \x01(\r\",\n\x0c\x42oardRequest\x12\r\n\x05kinds\x18\x01 \x03(\t\x12\r\n\x05since\x18\x02 \x01(\x04\"H\n\nBoardReply\x12\x0f\n\x07\x65ntries\x18\x01 \x03(\x0c\x12\r\n\x05\x63\x61rds\x18\x02 \x03(\x0c\x12\x11\n\x04next\x18\x03 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_next2\xa4\x04\n\x04\x44oor\x12\x46\n\x06Submit\x12\x1e.fedseal.door.v1.SubmitRequest\x1a\x1c.fedseal.door.v1.SubmitReply\x12\x44\n\x05\x43heck\x12\x1e.fedseal.door.v1.SubmitRequest\x1a\x1b.fedseal.door.v1.CheckReply\x12@\n\x05Watch\x12\x1d.fedseal.door.v1.WatchRequest\x1a\x16.fedseal.door.v1.Event0\x01\x12@\n\x04Stop\x12\x1c.fedseal.door.v1.StopRequest\x1a\x1a.fedseal.door.v1.StopReply\x12@\n\x04List\x12\x1c.fedseal.door.v1.ListRequest\x1a\x1a.fedseal.door.v1.ListReply\x12\x41\n\x04Logs\x12\x1c.fedseal.door.v1.LogsRequest\x1a\x19.fedseal.door.v1.LogChunk0\x01\x12@\n\x04Post\x12\x1c.fedseal.door.v1.PostRequest\x1a\x1a.fedseal.door.v1.PostReply\x12\x43\n\x05\x42oard\x12\x1d.fedseal.door.v1.BoardRequest\x1a\x1b.fedseal.door.v1.BoardReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,27 +32,35 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fl_core.wire.door_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SUBMITREQUEST']._serialized_start=44
-  _globals['_SUBMITREQUEST']._serialized_end=105
-  _globals['_SUBMITREPLY']._serialized_start=107
-  _globals['_SUBMITREPLY']._serialized_end=165
-  _globals['_CHECKREPLY']._serialized_start=167
-  _globals['_CHECKREPLY']._serialized_end=195
-  _globals['_WATCHREQUEST']._serialized_start=197
-  _globals['_WATCHREQUEST']._serialized_end=239
-  _globals['_EVENT']._serialized_start=241
-  _globals['_EVENT']._serialized_end=322
-  _globals['_STOPREQUEST']._serialized_start=324
-  _globals['_STOPREQUEST']._serialized_end=350
-  _globals['_STOPREPLY']._serialized_start=352
-  _globals['_STOPREPLY']._serialized_end=392
-  _globals['_LISTREQUEST']._serialized_start=394
-  _globals['_LISTREQUEST']._serialized_end=407
-  _globals['_LISTREPLY']._serialized_start=409
-  _globals['_LISTREPLY']._serialized_end=434
-  _globals['_LOGSREQUEST']._serialized_start=436
-  _globals['_LOGSREQUEST']._serialized_end=494
-  _globals['_LOGCHUNK']._serialized_start=496
-  _globals['_LOGCHUNK']._serialized_end=520
-  _globals['_DOOR']._serialized_start=523
-  _globals['_DOOR']._serialized_end=936
+  _globals['_SUBMITREQUEST']._serialized_end=140
+  _globals['_SUBMITREPLY']._serialized_start=142
+  _globals['_SUBMITREPLY']._serialized_end=200
+  _globals['_CHECKREPLY']._serialized_start=202
+  _globals['_CHECKREPLY']._serialized_end=230
+  _globals['_WATCHREQUEST']._serialized_start=232
+  _globals['_WATCHREQUEST']._serialized_end=274
+  _globals['_EVENT']._serialized_start=276
+  _globals['_EVENT']._serialized_end=357
+  _globals['_STOPREQUEST']._serialized_start=359
+  _globals['_STOPREQUEST']._serialized_end=385
+  _globals['_STOPREPLY']._serialized_start=387
+  _globals['_STOPREPLY']._serialized_end=427
+  _globals['_LISTREQUEST']._serialized_start=429
+  _globals['_LISTREQUEST']._serialized_end=442
+  _globals['_LISTREPLY']._serialized_start=444
+  _globals['_LISTREPLY']._serialized_end=469
+  _globals['_LOGSREQUEST']._serialized_start=471
+  _globals['_LOGSREQUEST']._serialized_end=529
+  _globals['_LOGCHUNK']._serialized_start=531
+  _globals['_LOGCHUNK']._serialized_end=555
+  _globals['_POSTREQUEST']._serialized_start=557
+  _globals['_POSTREQUEST']._serialized_end=590
+  _globals['_POSTREPLY']._serialized_start=592
+  _globals['_POSTREPLY']._serialized_end=632
+  _globals['_BOARDREQUEST']._serialized_start=634
+  _globals['_BOARDREQUEST']._serialized_end=678
+  _globals['_BOARDREPLY']._serialized_start=680
+  _globals['_BOARDREPLY']._serialized_end=752
+  _globals['_DOOR']._serialized_start=755
+  _globals['_DOOR']._serialized_end=1303
 # @@protoc_insertion_point(module_scope)

@@ -7,14 +7,18 @@ from typing import ClassVar as _ClassVar, Optional as _Optional
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class SubmitRequest(_message.Message):
-    __slots__ = ("version", "job", "resume")
+    __slots__ = ("version", "job", "resume", "order", "order_card")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     JOB_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
+    ORDER_FIELD_NUMBER: _ClassVar[int]
+    ORDER_CARD_FIELD_NUMBER: _ClassVar[int]
     version: str
     job: str
     resume: bool
-    def __init__(self, version: _Optional[str] = ..., job: _Optional[str] = ..., resume: _Optional[bool] = ...) -> None: ...
+    order: bytes
+    order_card: bytes
+    def __init__(self, version: _Optional[str] = ..., job: _Optional[str] = ..., resume: _Optional[bool] = ..., order: _Optional[bytes] = ..., order_card: _Optional[bytes] = ...) -> None: ...
 
 class SubmitReply(_message.Message):
     __slots__ = ("run", "digest", "events")
@@ -93,3 +97,35 @@ class LogChunk(_message.Message):
     DATA_FIELD_NUMBER: _ClassVar[int]
     data: bytes
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+
+class PostRequest(_message.Message):
+    __slots__ = ("statements",)
+    STATEMENTS_FIELD_NUMBER: _ClassVar[int]
+    statements: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, statements: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class PostReply(_message.Message):
+    __slots__ = ("size", "added")
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    ADDED_FIELD_NUMBER: _ClassVar[int]
+    size: int
+    added: int
+    def __init__(self, size: _Optional[int] = ..., added: _Optional[int] = ...) -> None: ...
+
+class BoardRequest(_message.Message):
+    __slots__ = ("kinds", "since")
+    KINDS_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    kinds: _containers.RepeatedScalarFieldContainer[str]
+    since: int
+    def __init__(self, kinds: _Optional[_Iterable[str]] = ..., since: _Optional[int] = ...) -> None: ...
+
+class BoardReply(_message.Message):
+    __slots__ = ("entries", "cards", "next")
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    CARDS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedScalarFieldContainer[bytes]
+    cards: _containers.RepeatedScalarFieldContainer[bytes]
+    next: int
+    def __init__(self, entries: _Optional[_Iterable[bytes]] = ..., cards: _Optional[_Iterable[bytes]] = ..., next: _Optional[int] = ...) -> None: ...

@@ -11,33 +11,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fl_core.errors import UsageError
-from server.cli.options import HomeOption, JsonOption
+from server.cli import audit_pack, audit_reconcile, audit_serve
+from server.cli.audit_pack import read_witnesses, verify_pack_command, witness_lines
+from server.cli.options import HomeOption, JsonOption, LedgerOption, find_ledger
 
 if TYPE_CHECKING:
-    from fl_core.trust.ledger import Ledger
+    from fl_core.trust.postgres_url import Place
     from fl_core.trust.verify import Report
 
 app = typer.Typer(
     help="Check the ledger, look into it, prove what is in it.", no_args_is_help=True, rich_markup_mode=None
 )
 
-LedgerOption = Annotated[
-    Path | None, typer.Option("--ledger", metavar="FILE", help="Instead of this home's ledger.db.")
-]
 VERDICTS = {0: "VALID", 1: "BROKEN", 4: "VALID, BUT SHORT OF QUORUM"}
 
 
-def _path(ledger: Path | None, home: Path | None) -> Path:
-    from fl_core.home import Home
-
-    path = ledger or Home.open(home).ledger
-    if not path.is_file():
-        raise UsageError(f"{path}: no ledger here")
-    return path
-
-
-@app.command(epilog="Examples: fedseal audit verify · fedseal audit verify --ledger ledger.db --since kept.checkpoint")
+@app.command(epilog="Examples: fedseal audit verify · fedseal audit verify pack --since kept.checkpoint")
 def verify(
+    pack: Annotated[
+        Path | None,
+        typer.Argument(metavar="[PACK]", help="An audit pack, a ledger, a proof or evidence; not this home's ledger."),
+    ] = None,
     ledger: LedgerOption = None,
     since: Annotated[
         Path | None,
@@ -47,6 +41,18 @@ def verify(
             help="A checkpoint note kept from earlier: the ledger must continue it.",
         ),
     ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            "--against",
+            metavar="PATH",
+            help="Another pack, ledger or checkpoint: where the log forked, evidence is written beside the first.",
+        ),
+    ] = None,
+    witnesses: Annotated[
+        Path | None,
+        typer.Option("--witnesses", metavar="POLICY", help="A file: how many of which witnesses must have co-signed."),
+    ] = None,
     key: Annotated[
         str | None, typer.Option("--key", help="The coordinator's Ed25519 key, 64 hex characters, if known.")
     ] = None,
@@ -54,13 +60,28 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Verify entries, signatures, checkpoints, co-signatures.  Exit: 0 valid, 1 broken, 2 usage, 4 short of quorum."""
+    from fl_core.trust.ledger_copy import as_file
     from fl_core.trust.verify import NotALedger, verify_ledger
 
-    path = _path(ledger, home)
+    if pack is not None and str(pack).lower().startswith(("postgresql:", "postgres:")):
+        raise UsageError("audit verify: a ledger in PostgreSQL is named with --ledger")
+    if pack is not None and ledger is not None:
+        raise UsageError("audit verify: PACK and --ledger name one thing each; allowed: one of them")
+    path: Place = pack or find_ledger(ledger, home)
     try:
         kept = since.read_text(encoding="utf-8") if since else None
-        report = verify_ledger(path, since=kept, coordinator_key_hex=key)
-    except (NotALedger, OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"audit verify: {error}") from None
+    policy = read_witnesses(witnesses)
+    if against is not None and not isinstance(path, Path):
+        raise UsageError(f"--against: {path} is no file; allowed: a pack of it (fedseal audit export RUN --all)")
+    if isinstance(path, Path) and (pack is not None or against is not None):
+        code = verify_pack_command(path, since=kept, against=against, key=key, witnesses=policy, as_json=as_json)
+        raise typer.Exit(code)
+    try:
+        with as_file(path) as file:
+            report = verify_ledger(file, since=kept, coordinator_key_hex=key, witnesses=policy)
+    except (NotALedger, OSError) as error:
         raise UsageError(f"audit verify: {error}") from None
     if as_json:
         print(json.dumps({**asdict(report), "verdict": VERDICTS[report.status], "ledger": str(path)}))
@@ -69,7 +90,7 @@ def verify(
     raise typer.Exit(report.status)
 
 
-def _print_report(path: Path, report: Report) -> None:
+def _print_report(path: Place, report: Report) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -85,6 +106,8 @@ def _print_report(path: Path, report: Report) -> None:
         console.print(
             f"run {name}: {run.state}, {run.entries} entries, co-signed by {run.cosigned}, quorum {run.quorum}"
         )
+    for line in witness_lines(report):
+        console.print(line, markup=False, soft_wrap=True)
 
 
 @app.command(epilog="Example: fedseal audit usage --ledger .fedseal/serving/ledger.db --json")
@@ -92,32 +115,17 @@ def usage(ledger: LedgerOption = None, home: HomeOption = None, as_json: JsonOpt
     """Who was served how much by this model's owner: blocks, rows and bytes by client and model."""
     from fl_core.home import Home
     from fl_core.trust.ledger import Ledger
+    from server.serving.usage import sum_usage
 
-    path = ledger or Home.open(home).path / "serving" / "ledger.db"
-    if not path.is_file():
-        raise UsageError(f"{path}: no ledger here")
+    path = find_ledger(ledger or str(Home.open(home).path / "serving" / "ledger.db"), home)
     with Ledger.open(path) as opened:
-        found = _usage(opened)
+        found = [used.to_dict() for used in sum_usage(opened)]
     if as_json:
         print(json.dumps({"usage": found, "ledger": str(path)}))
         return
     for line in found:
         told = f"{line['rows']:>10} rows {line['blocks']:>8} blocks {line['bytes']:>14} bytes"
         print(f"{line['client']:<20} {line['model']:<20} {told}")
-
-
-def _usage(ledger: Ledger) -> list[dict[str, Any]]:
-    """The sums, by client and model, of receipts; `audit verify` says whether they may be believed."""
-    sums: dict[tuple[str, str], list[int]] = {}
-    for entry in ledger.entries(kind="served"):
-        request, body = entry.body["request"], entry.body
-        line = sums.setdefault((request["by"], request["body"]["model"]), [0, 0, 0])
-        for i, value in enumerate((1, request["body"]["rows"], body["received"] + body["answered"])):
-            line[i] += value
-    return [
-        {"client": client, "model": model, "blocks": blocks, "rows": rows, "bytes": size}
-        for (client, model), (blocks, rows, size) in sorted(sums.items())
-    ]
 
 
 @app.command(epilog="Examples: fedseal audit show · fedseal audit show digits-ckks-dp --kind round")
@@ -133,7 +141,7 @@ def show(
     """List the ledger's entries in words."""
     from fl_core.trust.ledger import Ledger
 
-    path = _path(ledger, home)
+    path = find_ledger(ledger, home)
     wanted = _run_id(run, home) if run else None
     with Ledger.open(path) as opened:
         if not as_json:
@@ -180,7 +188,7 @@ def checkpoint(ledger: LedgerOption = None, home: HomeOption = None) -> None:
     """Print the newest signed checkpoint, to be kept: a ledger that does not continue it is a forgery."""
     from fl_core.trust.ledger import Ledger
 
-    with Ledger.open(_path(ledger, home)) as opened:
+    with Ledger.open(find_ledger(ledger, home)) as opened:
         print(opened.last_checkpoint() or "", end="")
 
 
@@ -202,10 +210,15 @@ def prove(
 
     if (entry is None) == (start is None) or (entry is not None and end is not None):
         raise UsageError("audit prove: name an entry, or --from SIZE [--to SIZE]")
-    with Ledger.open(_path(ledger, home)) as opened:
+    with Ledger.open(find_ledger(ledger, home)) as opened:
         if entry is not None:
             document = inclusion_proof_document(opened, entry)
         else:
             sizes = opened.checkpoint_sizes()
             document = consistency_proof_document(opened, start or 0, end if end is not None else sizes[-1])
     print(json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
+
+
+audit_pack.register(app)
+audit_reconcile.register(app)
+audit_serve.register(app)

@@ -46,6 +46,8 @@ def backup(
     print(f"{place.path} saved in {file}: {told['files']} files, {saved.size / 1e6:.1f} MB")
     if ledger := saved.manifest.ledger:
         print(f"ledger {ledger['origin']}, {ledger['size']} entries, head {ledger['root']}")
+    elif not isinstance(place.ledger, Path):
+        print(f"not in it: the ledger, {place.ledger}; save it after this, with pg_dump")
     for link in saved.links:
         print(f"not in it: {link}, a link")
     print("it holds private keys in clear: keep it as you keep the keys; back: fedseal restore")

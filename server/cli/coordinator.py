@@ -6,6 +6,7 @@ import json
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,6 +40,11 @@ def _note(folder: CoordinatorFolder, kind: str, body: dict[str, Any]) -> None:
     identity = folder.identity()
     with Ledger.open(folder.home.ledger, identity) as ledger:
         ledger.append([Statement.make(identity, log=ledger.log, kind=kind, run="", body=body)])
+
+
+def note_for(folder: CoordinatorFolder) -> Callable[[str, str, dict[str, Any]], None]:
+    """What puts a statement of the coordinator, outside any run, on the ledger: kind, run, body."""
+    return lambda kind, _, body: _note(folder, kind, body)
 
 
 @app.command(epilog="Example: fedseal coordinator init --host fed.example.org --host 10.0.0.7")
@@ -172,17 +178,26 @@ def nodes(home: HomeOption = None, as_json: JsonOption = False) -> None:
 @app.command(epilog="Example: fedseal coordinator admit ann --role engineer --out ann.pass")
 def admit(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The person or program.")],
-    role: Annotated[list[str], typer.Option("--role", help="engineer, operator or auditor; may be repeated.")],
+    role: Annotated[
+        list[str],
+        typer.Option(
+            "--role",
+            help="data-owner, model-owner (or engineer), receiver, auditor or operator; may be repeated.",
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", help="The pass, a file with a private key (0600).")],
     days: Annotated[int, typer.Option("--days", min=1, max=397, help="How long it holds.")] = 397,
     home: HomeOption = None,
 ) -> None:
     """Issue a person's pass: certificate, key, and whom to trust.  An earlier pass of that name is revoked."""
     from fl_core.files import write_atomic
+    from fl_core.messages import COORDINATOR
     from fl_core.trust import certificates
     from fl_core.trust.federation import Pass
 
     folder = _open(home)
+    if name == COORDINATOR:
+        raise UsageError(f"{name}: the coordinator's own name; allowed: another one")
     if out.exists():
         raise UsageError(f"--out {out}: there is a file already; allowed: a new one")
     pair = certificates.issue_client(folder.authority(), name=name, roles=role, days=days)

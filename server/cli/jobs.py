@@ -49,6 +49,12 @@ def run(
         str | None, typer.Option("--runtime", help="local, simulation (Flower's, on Ray) or deployment.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the last unfinished run of this job.")] = False,
+    as_name: Annotated[
+        str | None, typer.Option("--as", metavar="NAME", help="Who orders it, with a key in this home.")
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Use grants that the owners approved; a job makes none itself.")
+    ] = False,
     as_json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
@@ -59,7 +65,9 @@ def run(
     with Progress(enabled=not quiet) as progress:
         progress.say("starting")
         try:
-            summary = _run(job, changes, home=home, out=out, resume=resume, on_event=progress.event)
+            summary = _run(
+                job, changes, home=home, out=out, resume=resume, on_event=progress.event, as_name=as_name, strict=strict
+            )
         except FedsealError as error:
             if as_json and error.exit_code:
                 status = {2: "usage", 3: "refused"}.get(

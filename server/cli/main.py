@@ -7,7 +7,8 @@ import sys
 import typer
 
 from fl_core.errors import FedsealError
-from server.cli import audit, backup, coordinator, jobs, node, serve, witness
+from fl_core.text import printable
+from server.cli import audit, backup, coordinator, data, grant, identity, jobs, node, owner, serve, witness
 
 app = typer.Typer(
     name="fedseal",
@@ -21,8 +22,12 @@ app = typer.Typer(
 jobs.register(app)
 serve.register(app)
 backup.register(app)
+owner.register(app)
 app.add_typer(audit.app, name="audit")
 app.add_typer(coordinator.app, name="coordinator")
+app.add_typer(data.app, name="data")
+app.add_typer(grant.app, name="grant")
+app.add_typer(identity.app, name="identity")
 app.add_typer(node.app, name="node")
 app.add_typer(witness.app, name="witness")
 
@@ -32,7 +37,7 @@ def main() -> None:
     try:
         app()
     except FedsealError as error:
-        print(f"fedseal: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        print(f"fedseal: {printable(' '.join(str(error).splitlines()))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(1)

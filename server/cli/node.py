@@ -35,6 +35,10 @@ CodeOption = Annotated[
     typer.Option("--allow-code", metavar="PACKAGE.MODULE:FUNCTION", help="Installed code that jobs may name."),
 ]
 
+ConsentOption = Annotated[
+    str | None,
+    typer.Option("--consent", metavar="standing|ask", help="standing: jobs may use the data; ask: by grants only."),
+]
 PsiOption = Annotated[
     str | None,
     typer.Option("--psi-protocol", metavar="any|ecdh", help="Take part in psi by this protocol only."),
@@ -63,6 +67,7 @@ def init(
         bool, typer.Option("--refuse-unsafe", help="Refuse jobs that take protection away.")
     ] = False,
     psi_protocol: PsiOption = None,
+    consent: ConsentOption = None,
     federation: Annotated[
         Path | None, typer.Option("--federation", help="federation.json of the coordinator, instead of asking it.")
     ] = None,
@@ -85,9 +90,10 @@ def init(
         verify(coordinator, found)
     settings = _changed(Settings(name, coordinator), data, query, max_epsilon, allow, allow_code)
     settings = dataclasses.replace(settings, refuse_unsafe=refuse_unsafe)
-    settings = _with_psi(settings, psi_protocol)
+    settings = _with_consent(_with_psi(settings, psi_protocol), consent)
     folder = NodeFolder.create(Home.open(home), settings, authority=found.authority)
     folder.pin(found.coordinator)
+    folder.agree()
     card = folder.card()
     path = folder.path / "card.txt"
     write_atomic(path, card.encode().encode() + b"\n", mode=0o644)
@@ -98,6 +104,7 @@ def init(
     print(f"node {name} in {folder.path}")
     print(f"coordinator's authority {found.fingerprint}" + ("" if fingerprint else "  (compare it with the operator)"))
     print(f"this node's fingerprint {card.fingerprint}  (the operator compares it with you)")
+    print(consent_line(settings))
     print(f"the card to register, also in {path}:\n{card.encode()}")
     print("next: the operator runs fedseal coordinator register CARD; you run fedseal node start")
 
@@ -111,6 +118,7 @@ def set(
     allow_code: CodeOption = None,
     refuse_unsafe: Annotated[bool | None, typer.Option("--refuse-unsafe/--take-unsafe")] = None,
     psi_protocol: PsiOption = None,
+    consent: ConsentOption = None,
     name: NameOption = None,
     home: HomeOption = None,
 ) -> None:
@@ -119,8 +127,30 @@ def set(
     settings = _changed(folder.settings(), data, query, max_epsilon, allow, allow_code)
     if refuse_unsafe is not None:
         settings = dataclasses.replace(settings, refuse_unsafe=refuse_unsafe)
-    folder.save(_with_psi(settings, psi_protocol))
+    settings = _with_consent(_with_psi(settings, psi_protocol), consent)
+    folder.save(settings)
+    folder.agree(anew=consent is not None)
     print(f"node {folder.name}: saved")
+    print(consent_line(settings))
+
+
+def consent_line(settings: Settings) -> str:
+    """Who may use the data, in one line."""
+    names = ", ".join(settings.sources) or "its data, once bound"
+    if settings.consent == "ask":
+        return f"CONSENT ask: each use of {names} needs a grant that you approve (fedseal grant list)"
+    whose = "everyone whom the coordinator admits may use"
+    return f"CONSENT standing: {whose} {names}; --consent ask wants a grant for each use"
+
+
+def _with_consent(settings: Settings, consent: str | None) -> Settings:
+    from clients.policy import CONSENTS
+
+    if consent is None:
+        return settings
+    if consent not in CONSENTS:
+        raise UsageError(f"--consent {consent}; allowed: {', '.join(CONSENTS)}")
+    return dataclasses.replace(settings, consent=consent)
 
 
 def _with_psi(settings: Settings, protocol: str | None) -> Settings:
@@ -201,7 +231,9 @@ def start(name: NameOption = None, home: HomeOption = None) -> None:
     from clients.node.service import NodeService
     from server.cli.coordinator import say
 
-    NodeService(_open(home, name), say=say).run()
+    folder = _open(home, name)
+    print(consent_line(folder.settings()), flush=True)
+    NodeService(folder, say=say).run()
 
 
 @app.command(epilog="Example: fedseal node status --json")

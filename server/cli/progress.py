@@ -192,10 +192,24 @@ def show_summary(summary: Mapping[str, Any]) -> None:
     lines.append(("verify", f"fedseal audit verify --ledger {ledger['path']}"))
     for name, value in lines:
         console.print(_plain(f"  {name:<32} {value}"))
+    if summary.get("witnesses"):
+        console.print(_witnesses(summary["witnesses"]))
     for text in summary["unsafe"]:
         console.print(f"[bold red]UNSAFE[/bold red] {_plain(text)}")
     if not summary["mlflow"]["delivered"]:
         console.print(f"[yellow]MLflow is behind[/yellow]: {_plain(summary['mlflow']['reason'])}")
+
+
+def _witnesses(told: Mapping[str, Any]) -> str:
+    """One line on the witnesses from outside: who co-signed, who did not and why."""
+    if "error" in told:
+        return f"[yellow]no witness was asked[/yellow]: {_plain(told['error'])}"
+    signed, missing, quorum = told["signed"], told["missing"], told["quorum"]
+    words = f"{len(signed)} of {len(signed) + len(missing)} co-signed, {quorum} must"
+    words = "; ".join([f"{words}: {', '.join(signed)}" if signed else words, *missing.values()])
+    if len(signed) < quorum:
+        return f"[yellow]short of witnesses[/yellow]: {_plain(words)}"
+    return _plain(f"  {'witnesses':<32} {words}")
 
 
 def show_runs(runs: Sequence[Mapping[str, Any]]) -> None:

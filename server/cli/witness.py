@@ -38,7 +38,7 @@ def serve(
 
     from fl_core.trust.outside import LOG_KEY, VerifierKey
     from server.cli.serve import say
-    from server.serving.web import page_address
+    from server.web.site import page_address
     from server.witness import OutsideWitness, application
 
     if (tls_cert is None) != (tls_key is None):
@@ -69,12 +69,17 @@ def key(name: NameOption = "witness", home: HomeOption = None) -> None:
 
 @app.command(epilog="Example: fedseal witness log > log.key")
 def log(home: HomeOption = None) -> None:
-    """Print the verifier key of this home's ledger, for its witnesses."""
+    """Print the verifier key of this home's ledger, for its witnesses; a home without a ledger gets one."""
     from fl_core.home import Home
+    from fl_core.messages import COORDINATOR
+    from fl_core.trust.identity import Identity
     from fl_core.trust.ledger import Ledger
     from fl_core.trust.outside import LOG_KEY, VerifierKey
 
-    with Ledger.open(Home.open(home).ledger) as opened:
+    place = Home.open(home)
+    if not place.ledger.exists():
+        Ledger.open(place.ledger, Identity.load_or_create(place.coordinator, COORDINATOR)).close()
+    with Ledger.open(place.ledger) as opened:
         print(VerifierKey(opened.log, LOG_KEY, opened.coordinator.ed25519).text)
 
 

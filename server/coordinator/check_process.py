@@ -72,6 +72,7 @@ def _ask(home: Home, run: str, job: Job, given: dict[str, Any]) -> tuple[dict[st
             stopped=lambda: False,
             step_timeout=ANSWER_SECONDS,
             own=told_to(job),
+            order={name: text.encode() for name, text in given.get("order", {}).items()},
         )
         return check(Dispatcher(grid, co, dry=True), co), grid.notices
 

@@ -1,7 +1,8 @@
-"""The door: submit, watch, stop, list and read runs, over TLS with client certificates.
+"""The door: submit, watch, stop, list and read runs, post on the board and read it, over TLS with client certificates.
 
-Who calls and with which roles is read from the certificate and looked up in the register of people, at every call.  A
-submission, a stop and a refusal go on the ledger with the caller's name, roles and certificate.
+Who calls and with which roles is read from the certificate and looked up in the register of people, at every call; what
+each role may do is `fl_core.trust.roles`.  A submission, a stop and a refusal go on the ledger with the caller's name,
+roles and certificate.
 """
 
 from __future__ import annotations
@@ -21,20 +22,27 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from fl_core.errors import FedsealError, JobFailed, RefusedError, UsageError
+from fl_core.trust import canonical, order, roles
+from fl_core.trust.roles import Action
 from fl_core.wire import door_pb2
 from fl_core.wire.door_pb2 import (
+    BoardReply,
+    BoardRequest,
     CheckReply,
     Event,
     ListReply,
     ListRequest,
     LogChunk,
     LogsRequest,
+    PostReply,
+    PostRequest,
     StopReply,
     StopRequest,
     SubmitReply,
     SubmitRequest,
     WatchRequest,
 )
+from server.coordinator.board import MissingRole, PublicBoard
 from server.coordinator.folder import CoordinatorFolder, at
 from server.coordinator.people import Person, Rejected
 from server.coordinator.runs import Runs
@@ -42,13 +50,15 @@ from server.coordinator.submission import ENDS, Caller, Events, load
 from server.registry import RunFolder, facts
 
 SERVICE = door_pb2.DESCRIPTOR.services_by_name["Door"]
-ROLES = {
-    "Submit": ("engineer",),
-    "Check": ("engineer",),
-    "Watch": ("engineer", "operator", "auditor"),
-    "Stop": ("engineer", "operator"),
-    "List": ("engineer", "operator", "auditor"),
-    "Logs": ("engineer", "operator", "auditor"),
+ACTIONS: dict[str, tuple[Action, ...]] = {  # any of them opens a method; none: it asks itself, by what is posted
+    "Submit": (Action.SUBMIT_JOB,),
+    "Check": (Action.SUBMIT_JOB,),
+    "Watch": (Action.SEE_RUNS,),
+    "Stop": (Action.STOP_OWN_RUN, Action.STOP_ANY_RUN),
+    "List": (Action.SEE_RUNS,),
+    "Logs": (Action.SEE_RUNS,),
+    "Post": (),
+    "Board": (Action.SEE_CATALOG,),
 }
 WORKERS = 32  # calls at a time; a watcher holds one
 KEPT = 8  # of them that watchers leave free: whoever stops a run comes in
@@ -89,17 +99,19 @@ class Door:
         self, folder: CoordinatorFolder, runs: Runs, on_main: Callable[[Callable[[], Any]], Any], note: Note
     ) -> None:
         self._folder, self._runs, self._on_main, self._note = folder, runs, on_main, note
+        self._board = PublicBoard(folder, note)
 
     def Submit(self, request: SubmitRequest, caller: Caller, context: grpc.ServicerContext) -> SubmitReply:
         """Start a job."""
-        table = _table(request)
-        info, events = self._on_main(lambda: self._runs.start(table, caller, resume=request.resume))
+        table, ordered = _table(request), _order(request)
+        start = self._runs.start
+        info, events = self._on_main(lambda: start(table, caller, resume=request.resume, order=ordered))
         return SubmitReply(run=info.run, digest=info.job, events=events)
 
     def Check(self, request: SubmitRequest, caller: Caller, context: grpc.ServicerContext) -> CheckReply:
         """Whether every party would join."""
-        table = _table(request)
-        process = self._on_main(lambda: self._runs.start_check(table))
+        table, ordered = _table(request), _order(request)
+        process = self._on_main(lambda: self._runs.start_check(table, order=ordered))
         return CheckReply(result=json.dumps(self._runs.end_check(process)))
 
     def Watch(self, request: WatchRequest, caller: Caller, context: grpc.ServicerContext) -> Iterator[Event]:
@@ -125,7 +137,7 @@ class Door:
         """Stop a run; it can be resumed."""
         run, info = self._runs.find(request.run)
         submitter = self._submitter(run)
-        if "operator" not in caller.roles and submitter != caller.name:
+        if not roles.may(roles.held(caller.roles), Action.STOP_ANY_RUN) and submitter != caller.name:
             self._note("refusal", info.run, {"caller": caller.to_dict(), "method": "Stop", "code": "submitter"})
             whose = f"submitted by {submitter}" if submitter else "started at the coordinator"
             raise RefusedError(f"run {info.run} was {whose}; an operator may stop it too")
@@ -163,6 +175,31 @@ class Door:
             if not going_on:
                 return
             time.sleep(LOOK)
+
+    def Post(self, request: PostRequest, caller: Caller, context: grpc.ServicerContext) -> PostReply:
+        """Put statements on the board."""
+        try:
+            size, added = self._board.post(request.statements, caller)
+        except MissingRole:
+            self._note("refusal", "", {"caller": caller.to_dict(), "method": "Post", "code": "role"})
+            raise
+        return PostReply(size=size, added=added)
+
+    def Board(self, request: BoardRequest, caller: Caller, context: grpc.ServicerContext) -> BoardReply:
+        """A page of the board."""
+        found, following = self._board.read(request.kinds, request.since)
+        entries = [posted.entry.encode() for posted in found]
+        cards = [canonical.encode(posted.card.to_dict()) for posted in found]
+        return BoardReply(entries=entries, cards=cards, next=following)
+
+
+def _order(request: SubmitRequest) -> dict[str, bytes]:
+    """What the submitter signed of the job, as it came; the parties check it.  Raises `UsageError`."""
+    held = {order.BLOB: request.order, order.CARD_BLOB: request.order_card}
+    for name, data in held.items():
+        if len(data) > order.MAX_BYTES or not data.isascii():
+            raise UsageError(f"{name}: {len(data)} bytes; allowed: at most {order.MAX_BYTES}, in ASCII")
+    return {name: data for name, data in held.items() if data}
 
 
 def _table(request: SubmitRequest) -> dict[str, Any]:
@@ -240,10 +277,12 @@ class _Guarded(grpc.GenericRpcHandler):
             self._refused(method, error.person, error.why)
             raise
         caller = Caller(person.name, person.roles, person.fingerprint)
-        if not set(person.roles) & set(ROLES[method]):
-            self._refused(method, person, "role")
-            wanted = " or ".join(ROLES[method])
-            raise RefusedError(f"{method} is for {wanted}; {person.name} is {', '.join(person.roles)}")
+        if actions := ACTIONS[method]:
+            try:
+                roles.require(person.name, person.held, *actions)
+            except RefusedError:
+                self._refused(method, person, "role")
+                raise
         return caller
 
     def _refused(self, method: str, person: Person, code: str) -> None:

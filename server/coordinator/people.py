@@ -11,6 +11,7 @@ from fl_core.errors import RefusedError, UsageError
 from fl_core.files import locked, write_atomic
 from fl_core.trust import certificates
 from fl_core.trust.certificates import Checked
+from fl_core.trust.roles import Role, held
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,11 @@ class Person:
     fingerprint: str
     not_after: float
     revoked: float | None = None
+
+    @property
+    def held(self) -> frozenset[Role]:
+        """The roles that the certificate's words give."""
+        return held(self.roles)
 
 
 class Rejected(RefusedError):
@@ -43,7 +49,7 @@ class People:
         if not self.path.exists():
             return []
         table = json.loads(self.path.read_text(encoding="utf-8"))
-        return [Person(**{**held, "roles": tuple(held["roles"])}) for held in table]
+        return [Person(**{**fields, "roles": tuple(fields["roles"])}) for fields in table]
 
     def add(self, checked: Checked) -> Person:
         """Remember a certificate just issued; an older one of that name is revoked."""
@@ -60,6 +66,11 @@ class People:
                 known = ", ".join(p.name for p in people if p.revoked is None) or "nobody"
                 raise UsageError(f"person {name}: holds no certificate; allowed: {known}")
             self._write([_revoked(p, name) for p in people])
+
+    def holder(self, name: str) -> Person | None:
+        """Who holds a certificate of that name now; None where it was revoked, has ended or was never issued."""
+        found = [p for p in self.all() if p.name == name and p.revoked is None and p.not_after > time.time()]
+        return found[-1] if found else None
 
     def admit(self, certificate: bytes, *, authority: bytes) -> Person:
         """Who shows this certificate.

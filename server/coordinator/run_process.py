@@ -20,7 +20,7 @@ from fl_core.config import load_job  # noqa: E402
 from fl_core.errors import FedsealError  # noqa: E402
 from fl_core.home import Home  # noqa: E402
 from fl_core.processes import die_with_parent  # noqa: E402
-from server.coordinator.submission import FAILED, SUMMARY, Events, load  # noqa: E402
+from server.coordinator.submission import FAILED, SUMMARY, Events, load, load_order  # noqa: E402
 from server.registry import RunFolder  # noqa: E402
 from server.trained import with_model  # noqa: E402
 from strategies.coordination import Event  # noqa: E402
@@ -57,6 +57,7 @@ def main() -> int:
 
 
 def _run(home: Home, folder: RunFolder, given: dict[str, Any], tell: Callable[[Event], None]) -> dict[str, Any]:
+    from server import orders
     from server.run import Running
     from server.runtimes.deployment import Link, Task
 
@@ -64,7 +65,9 @@ def _run(home: Home, folder: RunFolder, given: dict[str, Any], tell: Callable[[E
     job, info, resume = with_model(load_job(table), home), folder.info(), bool(given["resume"])
     access = _access(home, given) if job.is_session else None
     link = Link(given["address"], given["ca"].encode(), Task(**given["task"]), given["nodes"], access)
-    return Running(job, home, folder, info, tell, resume=resume, link=link, caller=caller).run(time.time())
+    order = orders.of_run(folder.path, lambda: load_order(folder.path))
+    running = Running(job, home, folder, info, tell, resume=resume, link=link, caller=caller, order=order)
+    return running.run(time.time())
 
 
 def _access(home: Home, given: dict[str, Any]) -> Access:

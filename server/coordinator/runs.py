@@ -32,14 +32,18 @@ class Runs:
 
     # ---- start and end
 
-    def start(self, table: Mapping[str, Any], caller: Caller, *, resume: bool) -> tuple[RunInfo, int]:
+    def start(
+        self, table: Mapping[str, Any], caller: Caller, *, resume: bool, order: Mapping[str, bytes] | None = None
+    ) -> tuple[RunInfo, int]:
         """Check a job and start its process; returns the run and how many events it has had.
+
+        `order` is what the submitter signed; it lies beside the job's table.
 
         Raises `UsageError`, `RefusedError` or `JobFailed`.
         """
         job, nodes = self._read(table)
         run, info = self._place(job, resume=resume)
-        save(run.path, job.table() if job.kind == "predict" else table, caller)  # with the run of its model
+        save(run.path, job.table() if job.kind == "predict" else table, caller, order)  # with the run of its model
         events = Events(run.path)
         had = events.count()
         self._spawn(run, info, nodes, resume=resume)
@@ -56,10 +60,13 @@ class Runs:
         names = [p.name for p in job.parties] + list(job.train.receivers)
         return job, self.folder.nodes.flower_ids(names)
 
-    def start_check(self, table: Mapping[str, Any]) -> subprocess.Popen[bytes]:
-        """Start asking every party whether it would join."""
+    def start_check(
+        self, table: Mapping[str, Any], *, order: Mapping[str, bytes] | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start asking every party whether it would join; `order` as in `start`, to look only."""
         _, nodes = self._read(table)
-        return self._start("check_process", new_run_id(), nodes, subprocess.PIPE, job=dict(table))
+        told = {name: data.decode("ascii") for name, data in (order or {}).items()}
+        return self._start("check_process", new_run_id(), nodes, subprocess.PIPE, job=dict(table), order=told)
 
     def end_check(self, process: subprocess.Popen[bytes]) -> dict[str, Any]:
         """What the parties said."""

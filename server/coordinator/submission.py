@@ -1,6 +1,7 @@
 """A submitted job as the coordinator keeps it in the run's folder, and what happens in the run, for those who watch.
 
-`submission.json` (0600) holds the job's table: the parties' own parts are told to their nodes alone.  `events.jsonl`
+`submission.json` (0600) holds the job's table (the parties' own parts are told to their nodes alone), who submitted it,
+and the order that the submitter signed, if one came.  `events.jsonl`
 holds one event a line; the last one is `summary` or `failed`.  Both outlive the coordinator's process.
 """
 
@@ -32,15 +33,23 @@ class Caller:
         return {"name": self.name, "roles": list(self.roles), "certificate": self.certificate}
 
 
-def save(folder: Path, table: Mapping[str, Any], caller: Caller) -> None:
-    """Keep a submission."""
-    write_atomic(folder / "submission.json", json.dumps({"job": table, "caller": caller.to_dict()}).encode())
+def save(folder: Path, table: Mapping[str, Any], caller: Caller, order: Mapping[str, bytes] | None = None) -> None:
+    """Keep a submission; `order` is ASCII, by the names of `fl_core.trust.order`."""
+    told = {name: data.decode("ascii") for name, data in (order or {}).items()}
+    held = {"job": table, "caller": caller.to_dict(), "order": told}
+    write_atomic(folder / "submission.json", json.dumps(held).encode())
 
 
 def load(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The job's table and who submitted it last."""
     held = json.loads((folder / "submission.json").read_text(encoding="utf-8"))
     return held["job"], held["caller"]
+
+
+def load_order(folder: Path) -> dict[str, bytes]:
+    """The order that came with the last submission; empty where none did."""
+    held = json.loads((folder / "submission.json").read_text(encoding="utf-8"))
+    return {name: text.encode("ascii") for name, text in held.get("order", {}).items()}
 
 
 class Events:

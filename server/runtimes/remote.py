@@ -20,6 +20,8 @@ from fl_core.errors import BudgetExceeded, FedsealError, JobFailed, RefusedError
 from fl_core.files import write_atomic
 from fl_core.home import Home
 from fl_core.job import Job
+from fl_core.trust import certificates
+from fl_core.trust.checkpoint import log_id
 from fl_core.trust.federation import Pass
 from fl_core.wire.door_pb2 import SubmitReply
 from server.registry import RunFolder, RunInfo
@@ -57,15 +59,18 @@ def read_pass(home: Home) -> Pass:
 
 
 def run_remote(
-    job: Job, home: Home, *, out: Path | str | None, resume: bool, on_event: Callable[[Event], None] | None
-) -> dict[str, Any]:
+    job: Job, home: Home, *, out: Path | str | None, resume: bool, on_event: Callable[[Event], None] | None,
+    as_name: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Submit, watch, and return the summary; see `server.run_job`."""
     from server.run import free
 
     target = Path(out) if out else Path("runs") / f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     free(target)
-    with DoorClient(read_pass(home)) as door:
-        submitted = door.submit(job.table(), resume=resume, version=version("fedseal"))
+    held = read_pass(home)
+    order = _order(job, home, held, as_name)
+    with DoorClient(held) as door:
+        submitted = door.submit(job.table(), resume=resume, version=version("fedseal"), order=order)
         note = _Note(home, job, submitted, target, door.address)
         try:
             if on_event is not None:
@@ -80,6 +85,17 @@ def run_remote(
     write_atomic(target / "summary.json", json.dumps(summary, indent=1).encode(), mode=0o644)
     note.ended("done", metrics=summary["metrics"], mlflow_run_id=summary["mlflow_run_id"])
     return summary
+
+
+def _order(job: Job, home: Home, held: Pass, as_name: str | None, *, look: bool = False) -> dict[str, bytes]:
+    """What the submitter signs, under the key that this home has for whoever the pass is for."""
+    from server import orders
+
+    if as_name is None:
+        authority = held.federation.authority
+        as_name = certificates.check(held.person.certificate, authority=authority, purpose="client").name
+    log = log_id(held.federation.coordinator)
+    return orders.make(orders.person(home, as_name), job, log=log, look=look)
 
 
 class _Note:
@@ -137,8 +153,10 @@ def watch(door: DoorClient, run: str, on_event: Callable[[Event], None], *, afte
 
 def check_there(job: Job, home: Home) -> dict[str, Any]:
     """Whether every party of a job would join it."""
-    with DoorClient(read_pass(home)) as door:
-        return door.check(job.table(), version=version("fedseal"))
+    held = read_pass(home)
+    with DoorClient(held) as door:
+        order = _order(job, home, held, None, look=True)
+        return door.check(job.table(), version=version("fedseal"), order=order)
 
 
 def runs_there(home: Home) -> list[dict[str, Any]]:

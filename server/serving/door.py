@@ -9,6 +9,7 @@ both.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import threading
@@ -30,11 +31,12 @@ from fl_core.trust.ledger import Ledger
 from server.serving.accounts import Accounts, OverQuota, Quota
 from server.serving.places import Busy, Places, Pool
 
-CAPACITY = max(8, 2 * (os.cpu_count() or 1))  # blocks at a time
+CAPACITY = max(4, os.cpu_count() or 1)  # blocks at a time; more of them only wait for Python's lock
 CALL_SECONDS = 60.0
 FIRST_SECONDS = 5.0  # for whom nobody knows yet
 CROWD = 32  # of whom nobody knows yet; those beyond have
 CROWD_SECONDS = 0.25
+AHEAD = 2 << 20  # bytes of a call, read before it has a place
 _log = logging.getLogger("fedseal.predict")
 
 
@@ -127,7 +129,7 @@ class Door:
         self._identity, self.places = identity, Places(capacity)
 
     def admit(self, data: bytes, method: str) -> Statement:
-        """The request of a known client.  Raises `BadMessage`, `BadSignature`, `RefusedError`."""
+        """The request of a known client.  Raises `BadMessage`, `BadSignature`, `RefusedError`, `Busy`."""
         statement = read_request(data, method, self.card.fingerprint)
         client = self.clients.get(statement.by)
         if client is None:
@@ -136,6 +138,9 @@ class Door:
         _caller.name = statement.by
         if client.until and time.time() > client.until:
             raise RefusedError(f"{statement.by}: its time here has ended")
+        if _caller.context is not None and not _caller.entered:  # until the call ends, see `Guarded`
+            self.places.enter(statement.by)
+            _caller.entered = True
         return statement
 
     def take(self, statement: Statement, *, rows: int) -> None:
@@ -151,7 +156,7 @@ class Door:
         Busy : none in time. Gone : the caller has left the queue.
         """
         context = _caller.context
-        with self.places.one(_caller.name, work, left=None if context is None else context.time_remaining()):
+        with self.places.one(work, left=None if context is None else context.time_remaining()):
             if context is not None and not context.is_active():
                 raise Gone
             yield
@@ -178,7 +183,7 @@ class Door:
 class _Caller(threading.local):
     """Who calls on this thread, once that is known, and the call."""
 
-    name = ""
+    name, entered = "", False
     context: grpc.ServicerContext | None = None
 
 
@@ -243,6 +248,17 @@ def limited(context: grpc.ServicerContext, seconds: float) -> AbstractContextMan
     return _limits.within(context, seconds, crowd=True)
 
 
+def ahead(requests: Iterator[Any], size: int = AHEAD) -> Iterator[Any]:
+    """A stream whose beginning is here already, up to about `size` bytes: who sends slowly keeps no place meanwhile."""
+    read, here = list[Any](), 0
+    for request in requests:
+        read.append(request)
+        here += request.ByteSize()
+        if here >= size:
+            break
+    return itertools.chain(read, requests)
+
+
 class Guarded(grpc.GenericRpcHandler):
     """A service whose errors become a status with one line; no call holds its place for longer than `CALL_SECONDS`.
 
@@ -276,7 +292,7 @@ class Guarded(grpc.GenericRpcHandler):
 
     def _behave(self, method: Callable[[Any, grpc.ServicerContext], Message], streams: bool) -> Callable[..., Message]:
         def behave(requests: Iterator[Any], context: grpc.ServicerContext) -> Message:
-            _caller.name, _caller.context = "", context
+            _caller.name, _caller.entered, _caller.context = "", False, context
             try:
                 if not context.is_active():
                     raise Gone
@@ -289,6 +305,8 @@ class Guarded(grpc.GenericRpcHandler):
                 _abort(context, error)
             finally:
                 _caller.context = None
+                if _caller.entered:
+                    self.places.leave(_caller.name)
 
         return behave
 

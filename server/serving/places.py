@@ -1,9 +1,9 @@
 """Places for work at the door, and what happens to calls that find none.
 
 They wait in a queue, first come, first served, as long as what is served in a quarter of a second: a burst causes no
-second tries.  Calls beyond are laid aside, unread and without a thread.  Where there is room again the newest of them
-go on, as they have the longest until their deadlines; the others are turned away after a time, with a hint when to come
-again.  Both times grow with the load: even those who heed no hint do not come often, and to let a call lie costs little.
+second tries.  Calls beyond are laid aside, unread and without a thread, and go on where there is room again: in order
+while they are few, else the newest, which have the longest until their deadlines.  The others are turned away after a
+time, with a hint when to come again.  Both times grow with the load: even who heeds no hint does not come often, and to let a call lie costs little.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 from fl_core.errors import JobFailed
 
-ROOM = 128  # calls that wait; one client has half of it at most
+ROOM = 128  # calls that wait; one client has half as many under way at most
 QUEUE_SECONDS = 0.5
 ASIDE = 1024  # calls laid aside
 BUSY_SECONDS = 0.5  # the least time laid aside, and the least hint
@@ -38,13 +38,6 @@ class Busy(JobFailed):
     def __init__(self, wait: float) -> None:
         super().__init__("all places are taken; come again")
         self.wait = wait
-
-
-class _Waiting:
-    """One in the queue; `turn` is set with the lock of the places held, once a place is its own."""
-
-    def __init__(self, who: str) -> None:
-        self.who, self.turn = who, threading.Event()
 
 
 class Places:
@@ -65,7 +58,7 @@ class Places:
     ) -> None:
         self._capacity, self._room = capacity, room
         self._free, self._patience, self._clock = capacity, patience, clock
-        self._queue: deque[_Waiting] = deque()
+        self._queue: deque[threading.Event] = deque()  # set with the lock held, once a place is its own
         self._of: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._taken: dict[str, deque[tuple[float, float]]] = {}
@@ -84,6 +77,11 @@ class Places:
         """Whether a call that comes now is laid aside."""
         return len(self._queue) >= self._limit
 
+    @property
+    def limit(self) -> int:
+        """Calls that the queue holds, as fast as they are served now."""
+        return self._limit
+
     def check(self) -> None:
         """Raise `Busy` on the thread that turns away: before anything of a call is looked at."""
         if _thread.turns_away:
@@ -97,20 +95,34 @@ class Places:
             self._refused += 1
             return self._long()
 
+    def enter(self, who: str) -> None:
+        """Count a known client's call until `leave`; raises `Busy` where it has too many under way."""
+        with self._lock:
+            if self._of[who] >= max(self._room // 2, 1):
+                raise self._busy()
+            self._of[who] += 1
+
+    def leave(self, who: str) -> None:
+        """The call has ended."""
+        with self._lock:
+            self._of[who] -= 1
+            if not self._of[who]:
+                del self._of[who]
+
     @contextmanager
-    def one(self, who: str, work: str = "", *, left: float | None = None) -> Iterator[None]:
+    def one(self, work: str = "", *, left: float | None = None) -> Iterator[None]:
         """A place, for the time of the block.
 
         Parameters
         ----------
-        who : the client; a known one. work : calls of one name take about as long.
+        work : calls of one name take about as long.
         left : seconds until the caller's deadline; a call that even the fastest of late would not meet gets no place.
 
         Raises
         ------
         Busy : none in time.
         """
-        self._take(who, work, left)
+        self._take(work, left)
         began, done = self._clock(), False
         try:
             yield
@@ -118,7 +130,7 @@ class Places:
         finally:
             self._give(work, self._clock() - began if done else None)
 
-    def _take(self, who: str, work: str, left: float | None) -> None:
+    def _take(self, work: str, left: float | None) -> None:
         with self._lock:
             wait = self._patience if left is None else min(self._patience, left - self._least(work))
             if wait < 0:
@@ -126,16 +138,14 @@ class Places:
             if self._free:
                 self._free -= 1
                 return
-            if len(self._queue) >= self._room or self._of[who] >= max(self._room // 2, 1):
+            if len(self._queue) >= self._room:
                 raise self._busy()
-            place = _Waiting(who)
-            self._queue.append(place)
-            self._of[who] += 1
-        place.turn.wait(wait)
+            turn = threading.Event()
+            self._queue.append(turn)
+        turn.wait(wait)
         with self._lock:
-            if not place.turn.is_set():
-                self._queue.remove(place)
-                self._leave(place)
+            if not turn.is_set():
+                self._queue.remove(turn)
                 raise self._busy()
 
     def _give(self, work: str, seconds: float | None) -> None:
@@ -147,9 +157,7 @@ class Places:
                 self._served += 1
                 self._limit = self._length()
             if self._queue:
-                place = self._queue.popleft()
-                self._leave(place)
-                place.turn.set()
+                self._queue.popleft().set()
             else:
                 self._free += 1
             room = len(self._queue) < self._limit
@@ -160,11 +168,6 @@ class Places:
         """Of the queue: what is served in half the time that one waits, so that few wait for nothing."""
         served = self._served * math.log(2) / _HALF_LIFE * self._patience / 2
         return min(max(2 * self._capacity, round(served)), self._room)
-
-    def _leave(self, place: _Waiting) -> None:
-        self._of[place.who] -= 1
-        if not self._of[place.who]:
-            del self._of[place.who]
 
     def _least(self, work: str) -> float:
         """Seconds of the fastest of late; 0 where there was none, so that a slow spell does not keep all out."""
@@ -185,6 +188,10 @@ class Places:
         now = self._clock()
         share = 0.5 ** ((now - self._faded) / _HALF_LIFE)
         self._faded, self._refused, self._served = now, self._refused * share, self._served * share
+
+
+def _ended(future: Future[Any], begun: Future[Any]) -> None:
+    future.set_result(None)
 
 
 class _Thread(threading.local):
@@ -230,15 +237,16 @@ class Pool(ThreadPoolExecutor):
         super().shutdown(wait, cancel_futures=cancel_futures)
 
     def _let_on(self) -> bool:
-        """Begin the newest of those laid aside, and another: one may have gone."""
+        """Begin one of those laid aside, and another: it may have gone."""
         with self._some:
-            newest = [self._aside.pop() for _ in range(min(2, len(self._aside)))]
-        for _, future, call in newest:
+            take = self._aside.popleft if len(self._aside) <= self._places.limit else self._aside.pop
+            taken = [take() for _ in range(min(2, len(self._aside)))]
+        for _, future, call in taken:
             try:
-                super().submit(call).add_done_callback(lambda done, future=future: future.set_result(None))
+                super().submit(call).add_done_callback(partial(_ended, future))
             except RuntimeError:  # the pool has ended, and with it the server
                 return False
-        return bool(newest)
+        return bool(taken)
 
     def _turn_away(self) -> None:
         """Those laid aside whose time has passed."""

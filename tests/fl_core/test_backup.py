@@ -100,6 +100,8 @@ def test_a_restored_home_is_the_one_that_was_saved(place: Home, archive: Path, t
     for path in sorted(place.path.glob("parties/*")):
         again = there.path / "parties" / path.name
         assert Identity.load_or_create(path, path.name).card == Identity.load_or_create(again, path.name).card
+        if path.name == "engineer":  # who submits has no data
+            continue
         one, two = Budget(path / "budget.db"), Budget(again / "budget.db")
         assert one.open_runs() == two.open_runs() and one.datasets() == two.datasets() != []
         for data in one.datasets():

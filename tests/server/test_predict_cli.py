@@ -43,7 +43,7 @@ def test_a_card_is_printed_and_stays_the_same(shell):
         (["predict", "--server", "h:1", "--ca", "no.pem", "--data", "x.csv"], "--ca no.pem: cannot be read"),
         (["serve", "--model", "m", "--client", "no.card"], "--client no.card: no card there"),
         (["serve", "--model", "m", "--client", "a.card=soon"], "allowed: YYYY-MM-DD"),
-        (["serve", "--model", "m", "--client", "a.card"], "m: no model.pt there"),
+        (["serve", "--model", "m", "--client", "a.card"], "m: no model there"),
         (["serve", "--model", "m", "--client", "a.card", "--listen", "nowhere"], "allowed: HOST:PORT"),
         (["serve", "--model", "m", "--client", "a.card", "--many", "--labels"], "allowed: one of them"),
     ],

@@ -50,6 +50,27 @@ def harmless(text: str) -> str:
     return re.sub(r"\s+", " ", text)
 
 
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"quorum": 1, "signed": ["notary"], "missing": {}}, "1 of 1 co-signed, 1 must: notary"),
+        (
+            {"quorum": 1, "signed": ["notary"], "missing": {"x": f"witness x: {EVIL}"}},
+            f"1 of 2 co-signed, 1 must: notary; witness x: {SHOWN}",
+        ),
+        (
+            {"quorum": 2, "signed": [], "missing": {"x": f"x: {EVIL}", "y": "y: refuses"}},
+            f"short of witnesses: 0 of 2 co-signed, 2 must; x: {SHOWN}; y: refuses",
+        ),
+        ({"error": EVIL}, f"no witness was asked: {SHOWN}"),
+    ],
+)
+def test_who_co_signed_and_who_did_not_is_one_line(told, said, capsys):
+    show_summary(SUMMARY | {"witnesses": told})
+    lines = [harmless(line) for line in capsys.readouterr().out.splitlines()]
+    assert sum(said in line for line in lines) == 1, lines
+
+
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: event.kind)
 def test_an_events_names_are_shown_as_they_are(event, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")

@@ -14,8 +14,9 @@ from clients.door import Busy, Unreachable
 from fl_core.config import load_job
 from fl_core.errors import BudgetExceeded, FedsealError, JobFailed, RefusedError, UsageError
 from fl_core.home import Home
-from fl_core.trust import certificates
+from fl_core.trust import certificates, order
 from fl_core.trust.certificates import Pair, issue_client, issue_server, make_authority
+from fl_core.trust.checkpoint import log_id
 from fl_core.trust.federation import Federation, Pass
 from fl_core.trust.identity import Identity
 from fl_core.wire.door_pb2 import Event as Told
@@ -73,6 +74,7 @@ class Door:
         self.connections, self.submit_error = list(connections), submit
         self.submitted: list[tuple[dict[str, Any], bool]] = []
         self.asked: list[int] = []
+        self.orders: list[dict[str, bytes]] = []
 
     def __enter__(self) -> Door:
         return self
@@ -80,7 +82,10 @@ class Door:
     def __exit__(self, *exc_info: object) -> None:
         return None
 
-    def submit(self, table: dict[str, Any], *, resume: bool, version: str) -> SubmitReply:
+    def submit(
+        self, table: dict[str, Any], *, resume: bool, version: str, order: dict[str, bytes] | None = None
+    ) -> SubmitReply:
+        self.orders.append(order or {})
         if self.submit_error is not None:
             raise self.submit_error
         self.submitted.append((table, resume))
@@ -401,3 +406,25 @@ def test_the_certificate_in_the_pass_is_the_one_that_is_shown():
     again = Pass.decode(ANN.encode(), "ann.pass")
     certificates.check_key(again.person)
     assert again == ANN
+
+
+def test_what_is_submitted_is_signed_by_whom_the_pass_is_for(home, job, monkeypatch):
+    """For this coordinator's log, with a nonce of its own each time."""
+    door = Door([event(5, "summary", **SUMMARY)], [event(5, "summary", **SUMMARY)])
+    monkeypatch.setattr(remote, "DoorClient", lambda held: door)
+    (home.path / "pass.json").write_bytes(ANN.encode())
+    (home.path / "pass.json").chmod(0o600)
+    for out in ("one", "two"):
+        run_remote(job, home, out=home.path / out, resume=False, on_event=None)
+    orders = [order.read(held[order.BLOB], held[order.CARD_BLOB]) for held in door.orders]
+    for statement, said, card in orders:
+        order.check(statement, said, job.public(), log=log_id(FEDERATION.coordinator))
+        assert card == Identity.load_or_create(home.party("ann"), "ann").card
+    assert orders[0][1].nonce != orders[1][1].nonce
+
+
+def test_strict_is_the_owners_to_say_in_a_deployment(home, job):
+    from server.run import run_job
+
+    with pytest.raises(UsageError, match="the owner of a node decides"):
+        run_job(job.table(), home=home.path, strict=True)

@@ -223,13 +223,30 @@ def test_co_signatures_are_kept_beside_the_parties_and_the_verifier_still_reads_
     grow(ledger)
     assert ledger.outside_cosignatures(ledger.size) == {}
     gone = Outsider(VerifierKey.of(Identity.create("gone"), algorithm=WITNESS_KEY), "http://127.0.0.1:9")
-    missing = ask_all(ledger, Policy(1, (Outsider(witness.key, served), gone)))
-    assert list(missing) == ["gone"] and "does not answer" in missing["gone"]
+    homeless = Outsider(VerifierKey.of(Identity.create("homeless"), algorithm=WITNESS_KEY))
+    missing = ask_all(ledger, Policy(1, (Outsider(witness.key, served), gone, homeless)))
+    assert list(missing) == ["gone", "homeless"] and "does not answer" in missing["gone"]
+    assert "no address" in missing["homeless"]
     assert list(ledger.outside_cosignatures(ledger.size)) == [witness.key.text]
     report = verify_ledger(tmp_path / "ledger.db")
     assert report.status != 1, report
     with pytest.raises(BadSignature):
         ledger.add_outside(ledger.size, gone.key, next(iter(ledger.outside_cosignatures(ledger.size).values())))
+
+
+def test_a_log_issued_anew_is_refused_in_words(ledger, witness, served, tmp_path):
+    grow(ledger)
+    outsider = Outsider(witness.key, served)
+    ask(ledger, outsider, ledger.size)
+    with Ledger.open(tmp_path / "anew.db", ledger.keeper) as forged:
+        forged.keeper = ledger.keeper
+        for entries, words in ((2, "has signed 4 entries of this log; here are 3"), (1, "are others")):
+            grow(forged, entries)
+            with pytest.raises(JobFailed, match=words):
+                ask(forged, outsider, forged.size)
+        grow(forged)
+        with pytest.raises(JobFailed, match="answers 422"):
+            ask(forged, outsider, forged.size)
 
 
 def test_what_http_must_not_do(served):

@@ -1,4 +1,4 @@
-"""The auditor's verifier: reads a ledger, or a proof taken from one, and trusts nothing that wrote it.
+"""The auditor's verifier: reads a ledger, an audit pack or a proof taken from one, and trusts nothing that wrote it.
 
 It imports the standard library and `cryptography` only and shares the format alone with the rest, so this
 folder can be read by itself, copied to another machine and run there: `python -m verify LEDGER`.
@@ -19,17 +19,22 @@ quorum. The coordinator's first roster of a run counts; a later one cannot shrin
 
 from __future__ import annotations
 
+from .evidence import verify_evidence
 from .format import NotALedger
 from .ledger import verify_ledger
+from .pack import verify_pack
 from .proofs import ProofReport, verify_consistency_proof, verify_inclusion_proof
-from .report import Report, RunReport
+from .report import PackReport, Report, RunReport
 
 __all__ = [
     "NotALedger",
+    "PackReport",
     "ProofReport",
     "Report",
     "RunReport",
     "verify_consistency_proof",
+    "verify_evidence",
     "verify_inclusion_proof",
     "verify_ledger",
+    "verify_pack",
 ]

@@ -16,8 +16,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 FIELDS = frozenset({"v", "log", "seq", "prev", "t", "kind", "run", "body", "by", "sig"})
 MAX_LEAF = 260 * 1024
 MAX_NOTE = 64 * 1024
+MAX_DEPTH = 32
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 
+_STATEMENT = b"fedseal statement v1\n"
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f]")
 _SIZE = re.compile(r"0|[1-9][0-9]{0,15}")
 _SIGNATURE_LINE = re.compile(r"— ([^\s+]+) ([A-Za-z0-9+/]+={0,2})")
@@ -35,9 +37,17 @@ class Broken(Exception):
         self.reason, self.seq = reason, seq
 
 
+def _refuse(_: str) -> None:
+    raise ValueError
+
+
+_dump = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
+_load = json.JSONDecoder(parse_float=_refuse, parse_constant=_refuse).decode
+
+
 def encode(value: Any) -> bytes:
     """Return canonical JSON (RFC 8785 for the values allowed here)."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    return _dump(value).encode("utf-8")
 
 
 def decode(data: Any, limit: int) -> dict[str, Any]:
@@ -45,8 +55,8 @@ def decode(data: Any, limit: int) -> dict[str, Any]:
     if not isinstance(data, bytes) or len(data) > limit:
         raise Broken(f"not a record of at most {limit} bytes")
     try:
-        value = json.loads(data.decode("utf-8"), parse_float=_refuse, parse_constant=_refuse)
-        _check_value(value)
+        value = _load(data.decode("utf-8"))
+        _check_value(value, MAX_DEPTH)
         again = encode(value)
     except (ValueError, RecursionError):
         raise Broken("not canonical JSON") from None
@@ -55,28 +65,32 @@ def decode(data: Any, limit: int) -> dict[str, Any]:
     return value
 
 
-def _refuse(_: str) -> None:
-    raise ValueError
-
-
-def _check_value(value: Any) -> None:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if not (key.isascii() and key.isprintable()):
+def _check_value(value: Any, depth: int) -> None:
+    if isinstance(value, (dict, list)):
+        if depth == 0:
+            raise Broken(f"not canonical JSON: nested deeper than {MAX_DEPTH}")
+        if isinstance(value, dict):
+            keys = "".join(value)
+            if not (keys.isascii() and keys.isprintable()):
                 raise Broken("not canonical JSON: a key beyond printable ASCII")
-            _check_value(item)
-    elif isinstance(value, list):
+            value = value.values()
         for item in value:
-            _check_value(item)
+            if type(item) is not str:  # most are, and a call costs more than the test
+                _check_value(item, depth - 1)
     elif value is None or (isinstance(value, int) and abs(value) >= 2**53):
         raise Broken("not canonical JSON: null, or an integer beyond 2^53-1")
 
 
 def unhex(text: Any, length: int) -> bytes:
     """Read exactly `length` bytes of lower-case hex."""
-    if not isinstance(text, str) or not re.fullmatch(f"[0-9a-f]{{{2 * length}}}", text):
-        raise Broken(f"not {length} bytes of hex")
-    return bytes.fromhex(text)
+    if isinstance(text, str) and len(text) == 2 * length:
+        try:
+            data = bytes.fromhex(text)
+        except ValueError:
+            data = b""
+        if data.hex() == text:
+            return data
+    raise Broken(f"not {length} bytes of hex")
 
 
 @dataclass(frozen=True)
@@ -87,6 +101,11 @@ class Card:
     raw: bytes
     key: Ed25519PublicKey
     fields: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the card, hex."""
+        return hashlib.sha256(encode(self.fields)).hexdigest()
 
 
 def read_card(fields: Any) -> Card:
@@ -100,6 +119,20 @@ def read_card(fields: Any) -> Card:
     card = Card(fields["name"], raw, Ed25519PublicKey.from_public_bytes(raw), fields)
     sealed = b"fedseal sealing key v1\n" + encode({"name": card.name, "x25519": fields["x25519"]})
     check_signature(card, unhex(fields["seal_sig"], 64), sealed, "the card's sealing key is not certified")
+    return card
+
+
+def read_rotation(entry: dict[str, Any], old: Card) -> Card:
+    """Return the card that a `rotate` entry brings in the place of `old`, signed for by the new key as well."""
+    body = entry["body"]
+    if entry["run"] or set(body) != {"card", "old", "sig"} or body["old"] != old.fingerprint:
+        raise Broken(f"{old.name}: not a rotation of its card")
+    card = read_card(body["card"])
+    if card.name != old.name:
+        raise Broken(f"{old.name}: a rotation to a card of another name")
+    fields = {"log": entry["log"], "name": old.name, "old": old.fingerprint, "new": card.fingerprint}
+    signed = b"fedseal rotation v1\n" + encode(fields)
+    check_signature(card, unhex(body["sig"], 64), signed, "the new key did not sign for the rotation")
     return card
 
 
@@ -119,7 +152,17 @@ def log_id(card: Card) -> str:
 def signed_bytes(entry: dict[str, Any]) -> bytes:
     """Return what the party signed of an entry: all but seq, prev and t."""
     signed = {name: entry[name] for name in ("v", "log", "kind", "run", "body", "by")}
-    return b"fedseal statement v1\n" + encode(signed)
+    return _STATEMENT + encode(signed)
+
+
+def signed_of(data: bytes) -> bytes:
+    """Return the same from the canonical bytes of an entry with exactly `FIELDS`, without encoding it again.
+
+    Keys stand in order, `body` first; what follows it holds no other object, and within a string a quote has a
+    backslash before it: so the last of each of these marks is the key itself.
+    """
+    prev, run, seq, version = (data.rindex(mark) for mark in (b',"prev":', b',"run":', b',"seq":', b',"v":'))
+    return b"".join((_STATEMENT, data[:prev], data[run:seq], data[version:]))
 
 
 def leaf_hash(data: bytes) -> bytes:
@@ -207,6 +250,11 @@ def check_log_signature(note: Note, card: Card) -> None:
         raise Broken("a checkpoint that the coordinator did not sign")
     for signature in own:
         check_signature(card, signature, note.text.encode(), "a checkpoint is not signed by it")
+
+
+def cosigned_at(line: Any) -> int:
+    """Return the time that a co-signature line names, seconds since 1970; its signature covers it."""
+    return int.from_bytes(_signature_line(line)[2][:8], "big")
 
 
 def cosignature(note: Note, line: Any, card: Card) -> tuple[bytes, bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,12 @@ from .format import (
     push,
     read_card,
     read_note,
-    signed_bytes,
+    read_rotation,
+    signed_of,
     tree_root,
     unhex,
 )
+from .outside import Outsiders, Policy
 from .report import BROKEN, SHORT_OF_QUORUM, Report, RunReport
 from .signatures import Check, Signatures
 from .stream import Leaf, Record, StoredCheckpoint, open_records
@@ -36,7 +38,7 @@ from .stream import Leaf, Record, StoredCheckpoint, open_records
 KINDS = frozenset({
     "log", "card", "job", "join", "roster", "key", "update", "aggregate", "round", "metrics", "refusal",
     "failure", "drop", "resume", "publish", "receipt", "close", "session", "end", "stop", "node", "person",
-    "served",
+    "served", "dataset", "grant", "grant-request", "grant-end", "use", "rotate", "revoke",
 })  # fmt: skip
 # a run with one of these did something that its parties should have witnessed
 WORK = frozenset({"key", "update", "aggregate", "round", "metrics", "publish", "receipt", "close", "session"})
@@ -52,25 +54,42 @@ class BrokenLink(Broken):
         self.prev, self.leaf = prev, leaf
 
 
-class _Ledger:
-    """The verifier's state after the records so far: constant, but for cards and runs."""
+class LedgerCheck:
+    """The verifier's state after the records so far: constant, but for cards and runs.
 
-    def __init__(self, since: Note | None, coordinator_key: str | None) -> None:
+    Attributes
+    ----------
+    noted
+        Called with each entry that holds so far; its signature may still be waiting to be checked.
+    roots
+        Sizes at which the root is wanted; filled as the records pass.
+    others
+        Roots by size, of checkpoints that this coordinator signed and somebody else was shown.
+    outside
+        Takes the co-signatures of witnesses from outside.
+    """
+
+    def __init__(self, since: Note | None, coordinator_key: str | None, report: Report | None = None) -> None:
         self.since, self.coordinator_key = since, coordinator_key
-        self.report = Report()
+        self.report = report or Report()
+        self.noted: Callable[[dict[str, Any]], None] = lambda entry: None
+        self.roots: dict[int, bytes | None] = {}
+        self.others: Mapping[int, bytes] = {}
         self.signatures = Signatures()
-        self.size = 0
+        self.outside = Outsiders()
+        self.size = self.at = 0
         self.peaks: list[bytes] = []
         self.peaks_before: list[bytes] = []
         self.prev = bytes(32)
         self.cards: dict[str, Card] = {}
+        self.keys: set[bytes] = set()  # every one that was shown, held or past
         self.coordinator: Card | None = None
         self.ended: dict[str, RunReport] = {}  # runs whose end has no quorum yet
         self.uncovered: dict[str, RunReport] = {}  # runs with rounds that have none yet
 
     def add(self, record: Record) -> None:
         """Check the next record; raises Broken."""
-        seq = self.size if isinstance(record, Leaf) else max(self.size - 1, 0)
+        self.at = self.size if isinstance(record, Leaf) else max(self.size - 1, 0)
         try:
             if isinstance(record, Leaf):
                 self._entry(record)
@@ -78,36 +97,59 @@ class _Ledger:
                 self._checkpoint(record)
         except Broken as error:
             if error.seq is None:
-                error.seq = seq
+                error.seq = self.at
             raise
 
     def _entry(self, record: Leaf) -> None:
-        entry, seq = decode(record.data, MAX_LEAF), self.size
+        entry = decode(record.data, MAX_LEAF)
         self._check_fields(entry, record.columns)
-        card = self._signer(entry)
+        card, seq = self._signer(entry), self.at
         reason = "the statement is not signed by its party"
-        self.signatures.add(Check(seq, card, unhex(entry["sig"], 64), signed_bytes(entry), reason))
-        leaf, prev = leaf_hash(record.data), unhex(entry["prev"], 32)
-        if prev != self.prev:
-            raise BrokenLink(f"entry {seq} does not follow the entry before it", prev=prev, leaf=leaf)
-        self.peaks_before = list(self.peaks)
-        push(self.peaks, seq, leaf)
+        self.signatures.add(Check(seq, card, unhex(entry["sig"], 64), signed_of(record.data), reason))
+        leaf = leaf_hash(record.data)
+        self._check_place(entry, leaf, record)
         self.prev, self.size = leaf, seq + 1
+        self.report.entries += 1
         self._note_run(entry, seq)
+        self._check_kept()
+        self.noted(entry)
+
+    def _check_seq(self, seq: Any) -> None:
+        """Check the entry's number and take it up as `at`."""
+        if seq != self.size or isinstance(seq, bool):
+            raise Broken(f"entry {self.size} is missing or out of its place")
+
+    def _check_place(self, entry: dict[str, Any], leaf: bytes, _: Leaf) -> None:
+        """Check that the entry stands where it says."""
+        prev = unhex(entry["prev"], 32)
+        if prev != self.prev:
+            raise BrokenLink(f"entry {self.at} does not follow the entry before it", prev=prev, leaf=leaf)
+        self.peaks_before = list(self.peaks)
+        push(self.peaks, self.at, leaf)
+
+    def _check_kept(self) -> None:
+        if self.size in self.roots or self.size in self.others:
+            self.note_root(self.size, tree_root(self.peaks))
         since = self.since
         if since is not None and since.size == self.size and since.root != tree_root(self.peaks):
             raise Broken("history was rewritten: the kept checkpoint is of other entries")
 
+    def note_root(self, size: int, root: bytes) -> None:
+        """Take up the root of the first `size` entries; raises Broken where another was signed for it elsewhere."""
+        if size in self.roots:
+            self.roots[size] = root
+        if self.others.get(size, root) != root:
+            raise Broken(f"a fork: elsewhere its coordinator signed another root over {size} entries")
+
     def _check_fields(self, entry: dict[str, Any], columns: tuple[Any, ...] | None) -> None:
         if set(entry) != FIELDS or entry["v"] != 1 or isinstance(entry["v"], bool):
             raise Broken("an entry of another shape or version")
-        if entry["seq"] != self.size or isinstance(entry["seq"], bool):
-            raise Broken(f"entry {self.size} is missing or out of its place")
+        self._check_seq(entry["seq"])
         if not isinstance(entry["t"], int) or isinstance(entry["t"], bool) or entry["t"] < 0:
             raise Broken("an entry without a proper time")
         if not isinstance(entry["kind"], str) or entry["kind"] not in KINDS:
             raise Broken("an unknown kind")
-        if (entry["kind"] == "log") != (self.size == 0):
+        if (entry["kind"] == "log") != (self.at == 0):
             raise Broken("a log entry that is not the first, or a first that is none")
         if not isinstance(entry["run"], str) or not _RUN.fullmatch(entry["run"]):
             raise Broken("a malformed run id")
@@ -125,16 +167,36 @@ class _Ledger:
                 raise Broken(f"{by}: does not show its own card")
             if known is not None and known.fields != shown.fields:
                 raise Broken(f"{by}: shows another card than before")
-            if known is None and any(card.raw == shown.raw for card in self.cards.values()):
-                raise Broken(f"{by}: shows another party's key")
-            known = self.cards.setdefault(by, shown)
+            known = known or self._take_card(shown)
         if known is None:
             raise Broken(f"{by}: signs without having shown a card")
         if self.coordinator is None:
             self._begin(known)
         if entry["log"] != self.report.log:
             raise Broken(f"{by}: a statement for another log")
+        if entry["kind"] in ("rotate", "revoke"):
+            self._change_card(entry, known)
         return known
+
+    def _take_card(self, card: Card) -> Card:
+        if card.raw in self.keys:
+            raise Broken(f"{card.name}: shows another party's key, or one that was rotated or revoked")
+        self.keys.add(card.raw)
+        self.cards[card.name] = card
+        return card
+
+    def _change_card(self, entry: dict[str, Any], signer: Card) -> None:
+        """Take up a rotation or a revocation: what follows is held against the new card, or against none."""
+        own = "" if self.coordinator is None else self.coordinator.name
+        name = signer.name if entry["kind"] == "rotate" else read_revoked(entry, signer.name, own)
+        if name == own:
+            raise Broken("the coordinator's key is changed; it is the log's identity")
+        if entry["kind"] == "rotate":
+            self._take_card(read_rotation(entry, signer))
+            return
+        held = self.cards.pop(name, None)
+        if held is None or held.fingerprint != entry["body"]["card"]:
+            raise Broken(f"{name}: revoked is a card that it does not have")
 
     def _begin(self, card: Card) -> None:
         if self.coordinator_key not in (None, card.raw.hex()):
@@ -149,6 +211,7 @@ class _Ledger:
             return
         run, kind = self.report.runs.setdefault(entry["run"], RunReport()), entry["kind"]
         run.entries += 1
+        run.last = seq
         if kind == "aggregate":
             run.uncovered += 1
             self.uncovered[entry["run"]] = run
@@ -172,26 +235,34 @@ class _Ledger:
             self.ended.pop(entry["run"], None)
 
     def _checkpoint(self, record: StoredCheckpoint) -> None:
-        note, seq = read_note(record.note), self.size - 1
+        note, seq = read_note(record.note), self.at
         if self.coordinator is None or record.size not in (None, note.size):
             raise Broken("a checkpoint out of its place")
         check_log_signature(note, self.coordinator)
         self.signatures.count += 1
+        if note.size <= self.report.sound:
+            raise Broken("a checkpoint twice, or out of its place")
+        self._check_root(note, record)
+        for name, line in record.cosignatures.items():
+            if name not in self.cards:
+                raise Broken("a co-signature of a party that shows no card, or whose card was revoked")
+            signature, data = cosignature(note, line, self.cards[name])
+            reason = "a co-signature does not verify"
+            self.signatures.add(Check(seq, self.cards[name], signature, data, reason))
+        for check in self.outside.take(note, record.outside, seq):
+            self.signatures.add(check)
+        self.report.sound = note.size
+        self.report.checkpoints += 1
+        self._count_witnesses(set(record.cosignatures))
+
+    def _check_root(self, note: Note, _: StoredCheckpoint) -> None:
+        """Check that the checkpoint is over the entries before it."""
         if note.size > self.size:
             raise Broken(f"the tail is cut: a checkpoint covers {note.size} entries", self.size)
         if note.size < self.size:
             raise Broken("a checkpoint out of its place")
         if note.root != tree_root(self.peaks):
-            raise Broken(f"entries {self.report.sound} to {seq} do not have the root signed for {note.size}")
-        for name, line in record.cosignatures.items():
-            if name not in self.cards:
-                raise Broken("a co-signature of a party that shows no card")
-            signature, data = cosignature(note, line, self.cards[name])
-            reason = "a co-signature does not verify"
-            self.signatures.add(Check(seq, self.cards[name], signature, data, reason))
-        self.report.sound = note.size
-        self.report.checkpoints += 1
-        self._count_witnesses(set(record.cosignatures))
+            raise Broken(f"entries {self.report.sound} to {self.at} do not have the root signed for {note.size}")
 
     def _count_witnesses(self, cosigners: set[str]) -> None:
         """Count the co-signatures of one checkpoint for the runs whose end or rounds it covers."""
@@ -210,8 +281,26 @@ class _Ledger:
         self.signatures.finish()
         if self.size == 0 or self.report.checkpoints == 0:
             raise Broken("no entries, or no checkpoint over them", 0)
-        if self.since is not None and self.since.size > self.size:
-            raise Broken(f"the tail is cut: the kept checkpoint covers {self.since.size} entries", self.size)
+        size = self._head()[0]
+        if self.since is not None and self.since.size > size:
+            raise Broken(f"the tail is cut: the kept checkpoint covers {self.since.size} entries", size)
+
+    def conclude(self, failure: Broken | None, lacking: list[str], started: float) -> None:
+        """Write the verdict into the report."""
+        report = self.report
+        report.size, report.root = self._head()
+        report.signatures = self.signatures.count
+        report.seconds = time.monotonic() - started
+        if failure is not None:
+            report.status, report.reason, report.first_bad = BROKEN, failure.reason, failure.seq
+            if failure.seq is not None:  # else no entry is at fault
+                report.sound = min(report.sound, failure.seq)
+        elif lacking:
+            report.status = SHORT_OF_QUORUM
+            report.reason = f"valid, but short of quorum: {', '.join(lacking[:5])}"
+
+    def _head(self) -> tuple[int, str]:
+        return self.size, tree_root(self.peaks).hex() if self.peaks else ""
 
     def blame(self, link: BrokenLink, following: Iterator[Record]) -> int:
         """Return which end of a broken link changed: entry `seq` stands if what follows agrees with it."""
@@ -237,6 +326,8 @@ def verify_ledger(
     *,
     since: str | None = None,
     coordinator_key_hex: str | None = None,
+    others: Mapping[int, bytes] | None = None,
+    witnesses: Policy | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Report:
     """Verify a ledger in one pass, in constant memory.
@@ -249,6 +340,10 @@ def verify_ledger(
         A checkpoint note that the auditor has kept: the ledger must continue it.
     coordinator_key_hex
         The coordinator's Ed25519 key, 64 hex digits, if known from elsewhere.
+    others
+        Roots by size, of checkpoints seen elsewhere that this coordinator signed.
+    witnesses
+        Which witnesses from outside must have co-signed the log up to the end of its last run.
     progress
         Called with the number of entries read, every thousand.
 
@@ -260,29 +355,21 @@ def verify_ledger(
         If it is no ledger of this version, or `since` is no checkpoint note.
     """
     started, path = time.monotonic(), Path(path_or_jsonl)
-    ledger = _Ledger(_kept(since), coordinator_key_hex)
+    ledger = LedgerCheck(kept_note(since), coordinator_key_hex)
+    ledger.others, ledger.outside = others or {}, Outsiders(witnesses)
     records = open_records(path)
     try:
-        failure = _first_bad(ledger, records, progress)
+        failure = first_bad(ledger, records, progress)
     finally:
         records.close()
         ledger.signatures.close()
-    report = ledger.report
-    report.size = report.entries = ledger.size
-    report.root = tree_root(ledger.peaks).hex() if ledger.peaks else ""
-    report.signatures = ledger.signatures.count
-    report.seconds = time.monotonic() - started
-    lacking = sorted(name for name, run in report.runs.items() if _lacks(run))
-    if failure is not None:
-        report.status, report.reason, report.first_bad = BROKEN, failure.reason, failure.seq
-        report.sound = min(report.sound, failure.seq or 0)
-    elif lacking:
-        report.status = SHORT_OF_QUORUM
-        report.reason = f"valid, but short of quorum: {', '.join(lacking[:5])}"
-    return report
+    ledger.conclude(failure, sorted(name for name, run in ledger.report.runs.items() if lacks(run)), started)
+    if failure is None:
+        ledger.outside.conclude(ledger.report, ledger.report.runs)
+    return ledger.report
 
 
-def _lacks(run: RunReport) -> bool:
+def lacks(run: RunReport) -> bool:
     """Whether a run did more than its witnesses vouch for.
 
     A run that its coordinator says stopped short may have one round that nobody co-signed yet.  One without a word
@@ -291,7 +378,8 @@ def _lacks(run: RunReport) -> bool:
     return run.state in ("short", "open") or (run.state == "stopped" and (not run.quorum or run.uncovered > 1))
 
 
-def _kept(since: str | None) -> Note | None:
+def kept_note(since: str | None) -> Note | None:
+    """Read the checkpoint that the auditor has kept; raises NotALedger."""
     try:
         note = None if since is None else read_note(since)
     except Broken as error:
@@ -301,7 +389,7 @@ def _kept(since: str | None) -> Note | None:
     return note
 
 
-def _first_bad(ledger: _Ledger, records: Iterator[Record], progress: Callable[[int], None] | None) -> Broken | None:
+def first_bad(ledger: LedgerCheck, records: Iterator[Record], progress: Callable[[int], None] | None) -> Broken | None:
     """Run through all records and return the failure at the earliest entry, if there is one."""
     try:
         for record in records:
@@ -320,6 +408,17 @@ def _first_bad(ledger: _Ledger, records: Iterator[Record], progress: Callable[[i
             return earlier if (earlier.seq or 0) <= error.seq else error
         return error
     return None
+
+
+def read_revoked(entry: dict[str, Any], by: str, coordinator: str) -> str:
+    """Return whose card a `revoke` entry ends: its signer's own, or, by the coordinator, anybody's."""
+    body = entry["body"]
+    texts = all(isinstance(value, str) for value in body.values())
+    if entry["run"] or set(body) != {"name", "card", "reason", "asked"} or not texts:
+        raise Broken(f"{by}: not a revocation")
+    if by not in (body["name"], coordinator):
+        raise Broken(f"{by}: revokes the card of another")
+    return str(body["name"])
 
 
 def read_roster(body: dict[str, Any]) -> list[str]:

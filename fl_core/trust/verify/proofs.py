@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -88,53 +88,34 @@ def _hashes(proof: Any) -> list[bytes]:
     return [unhex(item, 32) for item in proof]
 
 
-def _check_inclusion(document: dict[str, Any], card: Card) -> Note:
-    """RFC 9162 §2.1.3.2."""
-    note, signer = _signed_note(document["checkpoint"], card), read_card(document["signer"])
-    entry = document["entry"]
-    leaf = _canonical_entry(entry)
-    if document["size"] != note.size or entry["log"] != note.origin or entry["by"] != signer.name:
-        raise Broken("entry, signer and checkpoint do not belong together")
-    check_signature(signer, unhex(entry["sig"], 64), signed_bytes(entry), "the statement is not signed by it")
-    index, last, current = entry["seq"], note.size - 1, leaf_hash(leaf)
+def check_inclusion(leaf: bytes, index: Any, size: int, root: bytes, proof: Sequence[bytes]) -> None:
+    """Check that leaf hash `leaf` stands at `index` of the tree of `size` (RFC 9162 §2.1.3.2); raises Broken."""
+    last = size - 1
     if type(index) is not int or not 0 <= index <= last:
         raise Broken("the entry is beyond the checkpoint")
-    for element in _hashes(document["proof"]):
+    for element in proof:
         if last == 0:
             raise Broken("the inclusion proof is too long")
         if index & 1 or index == last:
-            current = node_hash(element, current)
+            leaf = node_hash(element, leaf)
             while not index & 1 and index:
                 index, last = index >> 1, last >> 1
         else:
-            current = node_hash(current, element)
+            leaf = node_hash(leaf, element)
         index, last = index >> 1, last >> 1
-    if last != 0 or current != note.root:
+    if last != 0 or leaf != root:
         raise Broken("the entry is not under the checkpoint's root")
-    return note
 
 
-def _canonical_entry(entry: Any) -> bytes:
-    if not isinstance(entry, dict) or set(entry) != FIELDS:
-        raise Broken("not an entry")
-    try:
-        leaf = encode(entry)
-    except (ValueError, TypeError, RecursionError):
-        raise Broken("not an entry") from None
-    decode(leaf, MAX_LEAF)
-    return leaf
-
-
-def _check_consistency(document: dict[str, Any], card: Card) -> Note:
-    """RFC 9162 §2.1.4.2."""
-    old, new = _signed_note(document["old"], card), _signed_note(document["new"], card)
-    proof = _hashes(document["proof"])
+def check_consistency(old: Note, new: Note, hashes: Sequence[bytes]) -> None:
+    """Check that the older checkpoint is a prefix of the newer (RFC 9162 §2.1.4.2); raises Broken."""
+    proof = list(hashes)
     if not 0 < old.size <= new.size:
         raise Broken("the newer checkpoint is smaller, or the older is empty")
     if old.size == new.size:
         if proof or old.root != new.root:
             raise Broken("two roots for one size, or a proof where none is needed")
-        return new
+        return
     if old.size & (old.size - 1) == 0:
         proof.insert(0, old.root)
     fn, sn = old.size - 1, new.size - 1
@@ -153,4 +134,31 @@ def _check_consistency(document: dict[str, Any], card: Card) -> Note:
         fn, sn = fn >> 1, sn >> 1
     if sn != 0 or (fr, sr) != (old.root, new.root):
         raise Broken("the newer checkpoint does not continue the older")
+
+
+def _check_inclusion(document: dict[str, Any], card: Card) -> Note:
+    note, signer = _signed_note(document["checkpoint"], card), read_card(document["signer"])
+    entry = document["entry"]
+    leaf = _canonical_entry(entry)
+    if document["size"] != note.size or entry["log"] != note.origin or entry["by"] != signer.name:
+        raise Broken("entry, signer and checkpoint do not belong together")
+    check_signature(signer, unhex(entry["sig"], 64), signed_bytes(entry), "the statement is not signed by it")
+    check_inclusion(leaf_hash(leaf), entry["seq"], note.size, note.root, _hashes(document["proof"]))
+    return note
+
+
+def _canonical_entry(entry: Any) -> bytes:
+    if not isinstance(entry, dict) or set(entry) != FIELDS:
+        raise Broken("not an entry")
+    try:
+        leaf = encode(entry)
+    except (ValueError, TypeError, RecursionError):
+        raise Broken("not an entry") from None
+    decode(leaf, MAX_LEAF)
+    return leaf
+
+
+def _check_consistency(document: dict[str, Any], card: Card) -> Note:
+    old, new = _signed_note(document["old"], card), _signed_note(document["new"], card)
+    check_consistency(old, new, _hashes(document["proof"]))
     return new

@@ -12,23 +12,33 @@ from urllib.parse import quote
 from .format import Broken, NotALedger, decode
 
 MAX_LINE = 4 << 20
+OUTSIDE = "outside_cosignatures"  # a table that only some ledgers have
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """An entry as stored; `columns` are (seq, run, kind, by) that the file keeps beside it."""
+    """An entry as stored; `columns` are (seq, run, kind, by) that the file keeps beside it.
+
+    `proof` is its inclusion proof, where it comes without the entries before it.
+    """
 
     data: Any
     columns: tuple[Any, ...] | None = None
+    proof: tuple[bytes, ...] | None = None
 
 
 @dataclass(frozen=True)
 class StoredCheckpoint:
-    """A checkpoint as stored, with its co-signature lines by name."""
+    """A checkpoint as stored, with its co-signature lines by name, and those from outside, each after its key.
+
+    `proof` leads from it to a later checkpoint, where it comes without the entries between.
+    """
 
     size: int | None
     note: Any
     cosignatures: dict[Any, Any]
+    proof: tuple[bytes, ...] | None = None
+    outside: tuple[tuple[Any, Any], ...] = ()
 
 
 Record = Leaf | StoredCheckpoint
@@ -38,19 +48,21 @@ def _from_sqlite(db: sqlite3.Connection) -> Generator[Record, None, None]:
     """Yield the records in one read transaction, each checkpoint after the last entry that it covers."""
     try:
         db.execute("BEGIN")
+        tables = _tables(db)
         notes = db.execute("SELECT size, note FROM checkpoints ORDER BY size")
         pending = notes.fetchone()
         rows = db.execute("SELECT leaf, seq, run, kind, by FROM entries ORDER BY seq")
         for count, (leaf, *columns) in enumerate(rows):
             while pending is not None and pending[0] <= count:
-                yield _stored(db, *pending)
+                yield _stored(db, *pending, outside=OUTSIDE in tables)
                 pending = notes.fetchone()
             yield Leaf(leaf, tuple(columns))
         while pending is not None:
-            yield _stored(db, *pending)
+            yield _stored(db, *pending, outside=OUTSIDE in tables)
             pending = notes.fetchone()
         orphan = "SELECT size FROM cosignatures WHERE size NOT IN (SELECT size FROM checkpoints) LIMIT 1"
-        if db.execute(orphan).fetchone():
+        outsider = orphan.replace("cosignatures", OUTSIDE)
+        if db.execute(orphan).fetchone() or (OUTSIDE in tables and db.execute(outsider).fetchone()):
             raise Broken("co-signatures of a checkpoint that is not there")
     except sqlite3.DatabaseError as error:
         raise Broken(f"the file is damaged: {error}") from None
@@ -66,7 +78,7 @@ def _open_sqlite(path: Path) -> sqlite3.Connection:
         db = sqlite3.connect(uri, uri=True, timeout=30, isolation_level=None)
         try:
             db.execute("PRAGMA trusted_schema=OFF")
-            tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            tables = _tables(db)
             (application,) = db.execute("PRAGMA application_id").fetchone()
             (version,) = db.execute("PRAGMA user_version").fetchone()
         except sqlite3.DatabaseError as error:
@@ -81,23 +93,32 @@ def _open_sqlite(path: Path) -> sqlite3.Connection:
     raise NotALedger(f"{path}: not a ledger of version 1")
 
 
-def _stored(db: sqlite3.Connection, size: int, note: Any) -> StoredCheckpoint:
+def _tables(db: sqlite3.Connection) -> set[str]:
+    return {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+
+
+def _stored(db: sqlite3.Connection, size: int, note: Any, *, outside: bool) -> StoredCheckpoint:
     lines = db.execute("SELECT name, line FROM cosignatures WHERE size = ?", (size,))
-    return StoredCheckpoint(size, note, dict(lines.fetchall()))
+    others = "SELECT key, line FROM outside_cosignatures WHERE size = ?"
+    found = db.execute(others, (size,)).fetchall() if outside else []
+    return StoredCheckpoint(size, note, dict(lines.fetchall()), outside=tuple(found))
 
 
 def _from_lines(path: Path) -> Generator[Record, None, None]:
     with path.open("rb") as file:
         while line := file.readline(MAX_LINE + 1):
-            line = line.removesuffix(b"\n")
-            if not line.startswith(b'{"checkpoint":'):
-                yield Leaf(line)
-                continue
-            record = decode(line, MAX_LINE)
-            lines = record.get("cosignatures")
-            if set(record) != {"checkpoint", "cosignatures"} or not isinstance(lines, dict):
-                raise Broken("a malformed checkpoint record")
-            yield StoredCheckpoint(None, record["checkpoint"], lines)
+            yield read_record(line.removesuffix(b"\n"))
+
+
+def read_record(line: bytes, proof: tuple[bytes, ...] | None = None) -> Record:
+    """Read a line of the export, without its newline: an entry, or a checkpoint with its co-signatures."""
+    if not line.startswith(b'{"checkpoint":'):
+        return Leaf(line, proof=proof)
+    record = decode(line, MAX_LINE)
+    lines = record.get("cosignatures")
+    if set(record) != {"checkpoint", "cosignatures"} or not isinstance(lines, dict):
+        raise Broken("a malformed checkpoint record")
+    return StoredCheckpoint(None, record["checkpoint"], lines, proof)
 
 
 def open_records(path: Path) -> Generator[Record, None, None]:

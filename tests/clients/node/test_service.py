@@ -261,7 +261,7 @@ def test_a_job_cannot_write_on_its_owners_terminal(folder, capsys):
     Connection(folder.connection).note("unreachable", f"ConnectError: {ESCAPES}")
     out = shown(folder, capsys)
     assert "credit\ufffd[2J" in out and "\ufffdno\ufffd[2J" in out and "ConnectError: \ufffd" in out
-    assert all(c.isprintable() or c == "\n" for c in out) and len(out.splitlines()) == 3
+    assert all(c.isprintable() or c == "\n" for c in out) and len(out.splitlines()) == 4
 
 
 def test_a_coordinator_cannot_write_on_the_terminal_of_a_running_node(folder):

@@ -12,6 +12,10 @@ from fl_core.trust.checkpoint import cosign
 from fl_core.trust.entry import Entry, Statement
 from fl_core.trust.identity import Identity
 from fl_core.trust.ledger import Ledger
+from fl_core.trust.ledger_copy import as_file
+from fl_core.trust.postgres_url import Place
+from fl_core.trust.verify import Report, verify_ledger
+from tests.postgres import Server, start_server
 
 PARTIES = ("bank_a", "bank_b", "bank_c")
 
@@ -19,7 +23,7 @@ PARTIES = ("bank_a", "bank_b", "bank_c")
 class Scenario:
     """A coordinator, three parties and their ledger, with one-line helpers."""
 
-    def __init__(self, path: Path, coordinator: Identity, parties: dict[str, Identity]) -> None:
+    def __init__(self, path: Place, coordinator: Identity, parties: dict[str, Identity]) -> None:
         self.path, self.coordinator, self.parties = path, coordinator, parties
         self.ledger = Ledger.open(path, coordinator)
 
@@ -35,6 +39,10 @@ class Scenario:
         size = int(note.split("\n")[1])
         self.ledger.add_cosignatures(size, {name: cosign(self.parties[name], note) for name in names})
         return size
+
+    def verify(self, **options: Any) -> Report:
+        with as_file(self.path) as file:
+            return verify_ledger(file, **options)
 
     def run(self, run: str = "run-1", rounds: int = 2, cosigners: tuple[str, ...] = PARTIES) -> str:
         """A whole run: roster, rounds, end; returns the note that its cosigners signed."""
@@ -58,10 +66,10 @@ def parties() -> dict[str, Identity]:
 
 
 @pytest.fixture
-def make_scenario(coordinator: Identity, parties: dict[str, Identity]) -> Iterator[Callable[[Path], Scenario]]:
+def make_scenario(coordinator: Identity, parties: dict[str, Identity]) -> Iterator[Callable[[Place], Scenario]]:
     made: list[Scenario] = []
 
-    def make(path: Path) -> Scenario:
+    def make(path: Place) -> Scenario:
         made.append(Scenario(path, coordinator, parties))
         return made[-1]
 
@@ -70,8 +78,20 @@ def make_scenario(coordinator: Identity, parties: dict[str, Identity]) -> Iterat
         scenario.ledger.close()
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    server = start_server()
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def scenario(tmp_path: Path, make_scenario: Callable[[Path], Scenario]) -> Scenario:
-    made = make_scenario(tmp_path / "ledger.db")
+def ledger_place(tmp_path: Path) -> Place:
+    return tmp_path / "ledger.db"
+
+
+@pytest.fixture
+def scenario(ledger_place: Place, make_scenario: Callable[[Place], Scenario]) -> Scenario:
+    made = make_scenario(ledger_place)
     made.show_cards()
     return made

@@ -15,7 +15,7 @@ LOG = "fedseal/0123456789abcdef"
 COLUMNS = (("age", "int64"), ("income", "float64"))
 BEGIN, END = 1_000_000, 2_000_000
 ONE = 1_000_000  # ε = 1
-VERSION, JOB = "ab" * 32, "cd" * 32
+VERSION, JOB, STRANGER = "ab" * 32, "cd" * 32, "ce" * 32
 
 
 def dataset_card(owner: str, **changes: object) -> DatasetCard:
@@ -62,7 +62,7 @@ def make_request(terms: Terms, **changes: object) -> Request:
         owner=terms.owner,
         dataset=terms.dataset,
         version=VERSION,
-        grantee=terms.grantee.fingerprint,
+        grantee=STRANGER if terms.standing else terms.grantee.fingerprint,
         kind="horizontal",
         algorithm="mlp",
         model="",

@@ -120,5 +120,5 @@ def test_a_key_of_another_certificate_is_refused_and_no_key_is_shown():
 
 @pytest.mark.parametrize("roles", [[], ["king"]])
 def test_a_role_that_is_not_known_is_refused(roles):
-    with pytest.raises(UsageError, match="allowed: engineer, operator, auditor"):
+    with pytest.raises(UsageError, match="allowed: engineer, data-owner, model-owner, receiver, auditor, operator"):
         issue_client(AUTHORITY, name="eva", roles=roles)

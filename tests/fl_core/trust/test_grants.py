@@ -23,7 +23,7 @@ from fl_core.trust.grant_statements import (
     revoked_by,
     shown,
 )
-from fl_core.trust.grants import Grant, Request, Signer, Terms, Usage, check
+from fl_core.trust.grants import ANYBODY, Grant, Request, Signer, Terms, Usage, check
 from fl_core.trust.identity import Identity
 from tests.fl_core.trust.consent import (
     BEGIN,
@@ -154,17 +154,18 @@ def reference(g, r, s):
         out.append("dataset")
     if t["version"] != "" and t["version"] != r["version"]:
         out.append("version")
-    if r["grantee"] != t["grantee"]["fingerprint"]:
+    standing = t["grantee"] == {"name": "*", "fingerprint": "*"}
+    if not standing and r["grantee"] != t["grantee"]["fingerprint"]:
         out.append("grantee")
     if r["kind"] not in t["kinds"]:
         out.append("kind")
     if "*" not in t["algorithms"] and r["algorithm"] not in t["algorithms"]:
         out.append("algorithm")
-    if r["model"] != t["model"]:
+    if t["model"] != "*" and r["model"] != t["model"]:
         out.append("model")
     if t["job"] != "" and t["job"] != r["job"]:
         out.append("job")
-    if set(r["receivers"]) - set(t["receivers"]):
+    if "*" not in t["receivers"] and set(r["receivers"]) - set(t["receivers"]):
         out.append("receivers")
     if t["private_only"] and r["epsilon"] == 0:
         out.append("noise")
@@ -176,7 +177,8 @@ def reference(g, r, s):
         out.append("approvals")
     if s["revoked"]:
         out.append("revoked")
-    if any(who["fingerprint"] in s["revoked_keys"] for who in [t["grantee"], *g["approvals"]]):
+    keys = {who["fingerprint"] for who in [t["grantee"], *g["approvals"]]} | ({r["grantee"]} if standing else set())
+    if keys & s["revoked_keys"]:
         out.append("keys")
     if s["strict"] and g["self_issued"]:
         out.append("self-issued")
@@ -187,7 +189,7 @@ def reference(g, r, s):
     else:
         if r["kind"] not in card["kinds"]:
             out.append("catalog")
-        if t["purpose"] not in card["purposes"]:
+        if t["purpose"] != "*" and t["purpose"] not in card["purposes"]:
             out.append("purpose")
         if r["cohort"] < card["min_cohort"]:
             out.append("cohort")
@@ -222,13 +224,19 @@ class Draw:
         *others, owner, lab = self.signers
         approvals = (*c.sample(others, c.randrange(3)), owner)
         self_issued = len(approvals) == 1 and c.random() < 0.5
+        standing = len(approvals) == 1 and not self_issued and c.random() < 0.7
+        grantee = ANYBODY if standing else self.odd(lab, others[0])
         terms = make_terms(
-            "bank_a", self.odd(lab, others[0]), version=self.odd(VERSION, ""), kinds=self.odd(("horizontal", "psi"), ("psi",)),
+            "bank_a", grantee, version=self.odd(VERSION, ""), kinds=self.odd(("horizontal", "psi"), ("psi",)),
             algorithms=self.odd(("mlp",), ("*",), ("cnn", "mlp"), often=0.4), model=self.odd("", "ee" * 32),
             job=c.choice(("", JOB)), private_only=c.random() < 0.5, uses=c.choice((1, 2, 3, UNLIMITED)),
             epsilon=c.choice((0, 1, ONE, 3 * ONE, UNLIMITED)), receivers=c.choice((("lab",), ("lab", "eve"), ("eve", "lab"))),
             not_after=c.choice((BEGIN + 1, BEGIN + 2, END)), purpose=self.odd("fraud", "marketing"),
         )  # fmt: skip
+        if standing and c.random() < 0.8:
+            wide = {"model": "*", "receivers": ("*",), "purpose": "*"}
+            names = c.sample(sorted(wide), c.randrange(1, 4))
+            terms = dataclasses.replace(terms, **{name: wide[name] for name in names})
         grant = Grant(terms, approvals, self_issued=self_issued)
         budget = c.choice((0, ONE, 5 * ONE, UNLIMITED))
         split = self.near(terms.epsilon)
@@ -240,8 +248,8 @@ class Draw:
         edge = c.choice((terms.not_before, terms.not_before + 1, terms.not_after - 1))
         request = make_request(
             terms, owner=self.odd("bank_a", "bank_b"), dataset=self.odd("credit", "people"), version=self.odd(VERSION, "", "ee" * 32),
-            grantee=self.odd(terms.grantee, owner).fingerprint, kind=self.odd("horizontal", "psi", "vertical"),
-            algorithm=self.odd("mlp", "cnn"), model=self.odd(terms.model, "", "dd" * 32), job=self.odd(JOB, "ee" * 32),
+            grantee=(self.odd(lab, owner) if standing else self.odd(terms.grantee, owner)).fingerprint, kind=self.odd("horizontal", "psi", "vertical"),
+            algorithm=self.odd("mlp", "cnn"), model=self.odd(terms.model.strip("*"), "", "dd" * 32), job=self.odd(JOB, "ee" * 32),
             receivers=self.odd(("lab",), (), ("eve",), ("lab", "eve", "mal"), often=0.2), epsilon=epsilon,
             cohort=self.odd(3, 2, 4), time=self.odd(edge, terms.not_before - 1, terms.not_after, often=0.1),
         )  # fmt: skip
@@ -471,3 +479,47 @@ def test_anybody_of_the_chain_revokes_and_nobody_else(grant, chain, lab):
     other = Revocation("ee" * 32, "another grant").sign(chain[0], log=LOG)
     assert revoked_by(grant, pairs([other], chain)) == ()
     assert revoked_by(grant, pairs([Denial(grant.id, "no").sign(chain[0], log=LOG)], chain)) == ()
+
+
+# ---- standing grants
+
+
+WIDE = {"model": "*", "receivers": ("*",), "purpose": "*"}
+
+
+@pytest.fixture
+def standing(grant):
+    terms = dataclasses.replace(grant.terms, grantee=ANYBODY, **WIDE)
+    return Grant(terms, grant.approvals[-1:])
+
+
+def test_a_standing_grant_covers_whoever_comes_and_whoever_receives(standing):
+    for changes in ({}, {"grantee": "ee" * 32}, {"receivers": ("eve", "lab")}, {"model": "dd" * 32}):
+        assert verdict(standing, request=changes) == []
+    assert verdict(standing, request={"kind": "psi"}) == ["kind"]
+    assert verdict(standing, request={"grantee": "ee" * 32}, state={"revoked_keys": frozenset({"ee" * 32})}) == ["keys"]
+    assert verdict(standing, state={"owner_key": "ee" * 32}) == ["owner"]
+
+
+@pytest.mark.parametrize("change", [{name: value} for name, value in WIDE.items()], ids=str)
+def test_only_a_standing_grant_is_for_everything(grant, change):
+    with pytest.raises(BadMessage):
+        dataclasses.replace(grant.terms, **change)
+
+
+def test_a_standing_grant_is_its_owners_own_decision(grant, standing, lab):
+    for changes in (
+        {"approvals": grant.approvals}, {"self_issued": True}, {"request": "ee" * 32}, {"approvals": (ANYBODY,)},
+    ):  # fmt: skip
+        with pytest.raises(BadMessage):
+            dataclasses.replace(standing, **changes)
+    assert Grant.from_dict(canonical.decode(canonical.encode(standing.to_dict()))) == standing
+    for half in (("*", "ee" * 32), ("lab", "*")):
+        with pytest.raises(BadMessage):
+            Signer(*half)
+
+
+def test_nobody_asks_for_a_standing_grant(standing, lab):
+    """Nobody has its grantee's key, so a request for one has no signer who may make it."""
+    statement = GrantRequest(standing.terms).sign(lab, log=LOG)
+    assert Signer.of(lab.card) != GrantRequest.from_dict(statement.body).terms.grantee

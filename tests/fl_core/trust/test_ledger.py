@@ -17,12 +17,19 @@ from fl_core.trust.entry import NO_PREVIOUS, Statement
 from fl_core.trust.identity import Identity
 from fl_core.trust.ledger import Ledger
 from fl_core.trust.verify import verify_ledger
+from tests.postgres import BOTH, place_for
 
 FORK = multiprocessing.get_context("fork")
+in_a_file = pytest.mark.parametrize("ledger_place", ["sqlite"], indirect=True)
 
 
-def test_new_ledger_starts_with_the_coordinators_card_and_a_checkpoint(tmp_path, coordinator):
-    with Ledger.open(tmp_path / "ledger.db", coordinator) as ledger:
+@pytest.fixture(params=BOTH)
+def ledger_place(request, tmp_path):
+    return place_for(request, tmp_path)
+
+
+def test_new_ledger_starts_with_the_coordinators_card_and_a_checkpoint(ledger_place, coordinator):
+    with Ledger.open(ledger_place, coordinator) as ledger:
         (first,) = ledger.entries()
         assert (first.kind, first.seq, first.prev, first.by) == ("log", 0, NO_PREVIOUS, "coordinator")
         assert ledger.coordinator == coordinator.card
@@ -112,8 +119,8 @@ def test_one_key_under_two_names_is_refused(scenario):
         scenario.ledger.append([statement])
 
 
-def test_party_without_a_card_is_refused_until_it_shows_one(tmp_path, make_scenario):
-    scenario = make_scenario(tmp_path / "ledger.db")
+def test_party_without_a_card_is_refused_until_it_shows_one(ledger_place, make_scenario):
+    scenario = make_scenario(ledger_place)
     with pytest.raises(WrongKey, match="bank_a: shows no card"):
         scenario.ledger.append([scenario.say("bank_a", "join")])
     assert scenario.ledger.card("bank_a") is None
@@ -177,8 +184,8 @@ def test_cosignatures_are_checked_and_the_first_one_stays(scenario):
     assert ledger.last_checkpoint(2) is None
 
 
-def test_card_shown_after_a_checkpoint_cannot_cosign_it(tmp_path, make_scenario):
-    scenario = make_scenario(tmp_path / "ledger.db")
+def test_card_shown_after_a_checkpoint_cannot_cosign_it(ledger_place, make_scenario):
+    scenario = make_scenario(ledger_place)
     note = scenario.ledger.checkpoint()
     scenario.show_cards()
     with pytest.raises(WrongKey, match="bank_a"):
@@ -202,6 +209,7 @@ def test_reader_needs_no_key_and_cannot_write(scenario):
         assert reader.checkpoint() == scenario.ledger.last_checkpoint()
 
 
+@in_a_file
 def test_closed_ledger_reads_from_a_folder_nobody_may_write(scenario, tmp_path):
     scenario.ledger.close()
     copy = tmp_path / "archive" / "ledger.db"
@@ -214,6 +222,7 @@ def test_closed_ledger_reads_from_a_folder_nobody_may_write(scenario, tmp_path):
     assert verify_ledger(copy).status == 0
 
 
+@in_a_file
 def test_files_that_are_no_ledger_are_refused(tmp_path, coordinator, scenario):
     with pytest.raises(UsageError, match="no fedseal ledger here"):
         Ledger.open(tmp_path / "missing.db")
@@ -236,6 +245,7 @@ def test_another_coordinators_ledger_is_refused(scenario):
         Ledger.open(scenario.path, Identity.create("coordinator"))
 
 
+@in_a_file
 @pytest.mark.parametrize(
     "damage",
     [
@@ -258,21 +268,23 @@ def test_damaged_file_is_not_written_on(scenario, damage):
         Ledger.open(scenario.path, scenario.coordinator)
 
 
+@in_a_file
 def test_full_disk_is_one_clear_line_and_loses_nothing(scenario):
     size, root = scenario.ledger.size, scenario.ledger.root
-    (pages,) = scenario.ledger._db.execute("PRAGMA page_count").fetchone()
-    scenario.ledger._db.execute(f"PRAGMA max_page_count={pages}")
+    (pages,) = scenario.ledger._store._db.execute("PRAGMA page_count").fetchone()
+    scenario.ledger._store._db.execute(f"PRAGMA max_page_count={pages}")
     with pytest.raises(JobFailed, match="full") as caught:
         scenario.ledger.append([scenario.say("bank_a", "update", {"n": n}) for n in range(200)])
     assert "\n" not in str(caught.value)
     assert (scenario.ledger.size, scenario.ledger.root) == (size, root)
-    scenario.ledger._db.execute("PRAGMA max_page_count=1000000")
+    scenario.ledger._store._db.execute("PRAGMA max_page_count=1000000")
     assert len(scenario.ledger.append([scenario.say("bank_a", "update")])) == 1
-    assert verify_ledger(scenario.path).first_bad is None
+    assert scenario.verify().first_bad is None
 
 
+@in_a_file
 def test_writer_that_waits_too_long_says_so(scenario, monkeypatch):
-    scenario.ledger._db.execute("PRAGMA busy_timeout=50")
+    scenario.ledger._store._db.execute("PRAGMA busy_timeout=50")
     other = sqlite3.connect(scenario.path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(JobFailed, match="locked"):
@@ -293,7 +305,7 @@ def test_ledger_that_cannot_be_finished_leaves_no_file(tmp_path, coordinator, mo
 
 def _append(path, coordinator, party, worker):
     with Ledger.open(path, coordinator) as ledger:
-        for group in range(20):
+        for group in range(10):
             statements = [
                 Statement.make(party, log=ledger.log, kind="update", run=f"w{worker}", body={"n": 4 * group + n})
                 for n in range(4)
@@ -301,21 +313,21 @@ def _append(path, coordinator, party, worker):
             ledger.commit(statements)
 
 
-def test_several_processes_append_to_one_chain(scenario):
-    size = scenario.ledger.size
+def test_eight_processes_append_to_one_chain(scenario):
+    size, parties = scenario.ledger.size, list(scenario.parties.values())
     children = [
-        FORK.Process(target=_append, args=(scenario.path, scenario.coordinator, party, worker))
-        for worker, party in enumerate(scenario.parties.values())
+        FORK.Process(target=_append, args=(scenario.path, scenario.coordinator, parties[worker % 3], worker))
+        for worker in range(8)
     ]
     for child in children:
         child.start()
     for child in children:
         child.join()
-    assert [child.exitcode for child in children] == [0, 0, 0]
-    assert scenario.ledger.size == size + 3 * 80
-    for worker in range(3):
-        assert [e.body["n"] for e in scenario.ledger.entries(run=f"w{worker}")] == list(range(80))
-    report = verify_ledger(scenario.path)
+    assert [child.exitcode for child in children] == [0] * 8
+    assert scenario.ledger.size == size + 8 * 40
+    for worker in range(8):
+        assert [e.body["n"] for e in scenario.ledger.entries(run=f"w{worker}")] == list(range(40))
+    report = scenario.verify()
     assert report.first_bad is None and report.root == scenario.ledger.root.hex()
 
 
@@ -327,15 +339,15 @@ def _open(path, coordinator, results):
         results.put(repr(error))
 
 
-def test_processes_that_race_to_make_the_ledger_share_one(tmp_path, coordinator):
+def test_processes_that_race_to_make_the_ledger_share_one(ledger_place, tmp_path, coordinator):
     results = FORK.Queue()
-    children = [FORK.Process(target=_open, args=(tmp_path / "ledger.db", coordinator, results)) for _ in range(6)]
+    children = [FORK.Process(target=_open, args=(ledger_place, coordinator, results)) for _ in range(6)]
     for child in children:
         child.start()
     notes = {results.get(timeout=30) for _ in children}
     for child in children:
         child.join()
-    with Ledger.open(tmp_path / "ledger.db") as ledger:
+    with Ledger.open(ledger_place) as ledger:
         assert notes == {ledger.checkpoint()}
     assert [name for name in os.listdir(tmp_path) if name.startswith(".")] == []
 
@@ -347,4 +359,4 @@ def test_threads_share_one_open_ledger(scenario):
         list(pool.map(lambda n: scenario.ledger.append([scenario.say("bank_a", "update", {"n": n})]), range(40)))
     assert sorted(e.body["n"] for e in scenario.ledger.entries(kind="update")) == list(range(40))
     scenario.ledger.checkpoint()
-    assert verify_ledger(scenario.path).first_bad is None
+    assert scenario.verify().first_bad is None

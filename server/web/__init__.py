@@ -1,0 +1,1 @@
+"""Local web pages, read only, that programs of this package show to whoever runs them."""
