@@ -12,7 +12,7 @@ identity, a key and a connection of its own, and checks every answer (`load_clie
 Goodput counts right answers in time, a block as many rows as it costs the server alone, so that a server that takes
 the cheap ones does not look better.  The server has the first core to itself, the clients the others.
 
-Run: ``python -m experiments.bench_load``, three minutes; ``--quick`` for half a minute; ``--json``
+Run: ``python -m experiments.bench_load``, five minutes; ``--quick`` for two; ``--json``
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ class _Phases:
 
 def _phases(service: Service, clients: Clients, seconds: float, count: int) -> tuple[list[Figure], dict[str, Any]]:
     phases = _Phases(service, clients)
-    run, mean, short, above = phases.run, phases.mean, max(seconds / 6, 3.0), Tally()
+    run, mean, short, above = phases.run, phases.mean, max(seconds / 6, 5.0), Tally()
     clients.run(short, 2000.0, patience=PATIENCE)  # all threads have been there
     run("warm-up", short)
     rate = run("peak", short).in_time / short

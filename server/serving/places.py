@@ -3,7 +3,8 @@
 They wait in a queue, first come, first served, as long as what is served in a quarter of a second: a burst causes no
 second tries.  Calls beyond are laid aside, unread and without a thread, and go on where there is room again: in order
 while they are few, else the newest, which have the longest until their deadlines.  The others are turned away after a
-time, with a hint when to come again.  Both times grow with the load: even who heeds no hint does not come often, and to let a call lie costs little.
+time, with a hint when to come again.  Both times grow with the load: even who heeds no hint does not come often, and to
+let a call lie costs little.
 """
 
 from __future__ import annotations

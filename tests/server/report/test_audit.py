@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.server.report.test_page import Tags, facts
 
 from fl_core.messages import COORDINATOR
 from fl_core.trust.canonical import MAX_INT
@@ -34,6 +33,7 @@ from server.report.facts import Audit, Cosigned, Refusal, Verdict, examine, gath
 from server.report.page import render
 from tests.fl_core.trust.consent import dataset_card, make_terms
 from tests.server.audited_run import PARTIES, World, schema
+from tests.server.report.test_page import Tags, facts
 
 pytestmark = pytest.mark.timeout(120)
 __all__ = ["schema"]

@@ -10,7 +10,6 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from tests.server.report.test_page import Tags, figure
 
 from fl_core.errors import JobFileError
 from server.artifacts import write_artifacts
@@ -18,6 +17,7 @@ from server.model_card import model_card
 from server.report.chart import Chart, Series, write_svg
 from server.report.learned import learned, plan_shown
 from server.report.vertical import roc_of
+from tests.server.report.test_page import Tags, figure
 from tests.server.vertical_facts import evil, facts, job
 
 SVG = "{http://www.w3.org/2000/svg}"
