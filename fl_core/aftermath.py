@@ -110,6 +110,11 @@ def _parties(home: Home, then: str) -> list[str]:
             " shows: entries of kind update by that party hold its epsilon (fedseal audit show --kind update);"
             " lower the limit by as much"
         )
+    if names := _holding(home, "grants.db"):
+        lines.append(
+            f"grants of {names}: what was used, granted or revoked after {then} is not in grants.db. The coordinator's"
+            " ledger shows it: joins name their grant (fedseal audit show); revoke again what was revoked"
+        )
     if names := _holding(home, "witness"):
         lines.append(
             f"witness of {names}: remembers the ledger of {then} and co-signs from there on; it would not notice if"

@@ -15,7 +15,7 @@ The order makes a copy of files that change meanwhile safe:
 ==================  ==================================================================================================
 runs of parties     first: older than what the same party's witness and budget say
 witnesses           then: behind the ledger, never ahead of it, so no restored party takes its own ledger for a fork
-budgets             then: a round is in the budget before its update leaves, so the copy overstates, never understates
+budgets, grants     then: a round is in the budget before its update leaves, so the copy overstates, never understates
 coordinator, rest   then: a register may lack what the ledger already tells, never the other way round
 ledger.db           last
 ==================  ==================================================================================================
@@ -60,7 +60,10 @@ _MADE_AGAIN = re.compile(
     re.VERBOSE,
 )
 _MLFLOW = re.compile(r"mlflow\.db|artifacts")
-_ORDER = ("parties/[^/]+/(?!witness|budget).*", "parties/[^/]+/witness.*", "parties/[^/]+/budget.*", f"(?!{LEDGER}).*")
+_ORDER = (
+    "parties/[^/]+/(?!witness|budget|grants).*", "parties/[^/]+/witness.*", "parties/[^/]+/(budget|grants).*",
+    f"(?!{LEDGER}).*",
+)  # fmt: skip
 _SQLITE = b"SQLite format 3\0"
 _LATEST = 1 << 36  # seconds: the year 4147
 

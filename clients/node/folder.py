@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from clients.consent import Consent
 from clients.part import Line
-from clients.policy import CONSENTS, KINDS, STANDING, Policy
+from clients.policy import ASK, CONSENTS, KINDS, STANDING, Policy
 from fl_core.errors import UsageError
 from fl_core.files import private_dir, write_atomic
 from fl_core.home import Home
@@ -101,6 +101,7 @@ class Settings:
             raise UsageError(f"{where}: not a node's settings; allowed: a JSON object")
         if table.get("version") != VERSION:
             raise UsageError(f"{where}: a node of version {table.get('version')!r}; allowed: {VERSION}")
+        table.setdefault("consent", ASK)  # a node made before there were grants asks for one
         known = [field.name for field in dataclasses.fields(cls)]
         for key in [key for key in table if key not in known]:
             raise UsageError(f"{where}: not a node's settings: key {key!r:.80}; allowed: {', '.join(known)}")

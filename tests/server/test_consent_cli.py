@@ -561,7 +561,7 @@ def test_what_the_door_refuses_is_kept_to_be_handed_in_later(shell, deployment):
 def test_the_table_of_roles_on_the_page_is_the_one_that_the_doors_ask():
     from fl_core.trust.roles import table
 
-    page = (Path(__file__).parents[2] / "docs/consent.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     assert table() in page
 
 
