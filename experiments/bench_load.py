@@ -254,7 +254,7 @@ def _phases(service: Service, clients: Clients, seconds: float, count: int) -> t
         Figure("  goodput, of the peak", share["above"], "", 0.8, at_least=True),
         Figure("  the same, all clients polite", share["above, all polite"], "", 0.8, at_least=True),
         Figure("  rows that were answered: p50", percentile(above.rows, 50), "ms"),
-        Figure("  longest until a call ends", above.longest, "s", PATIENCE + 1),
+        Figure("  longest until a call ends", above.longest, "s", PATIENCE + GRACE),
         Figure("after it: rows p50", mean("after", "row_p50_ms"), "ms"),
         Figure("  memory, of before", phases.told["after"][0]["resident_mb"][1] / began, "x"),
     ], {"phases": phases.told, "block_cost": phases.cost}

@@ -23,7 +23,7 @@ import numpy as np
 HERE = Path(__file__).parent
 DIGITS = "digits-ckks-dp"
 ROWS = 300
-START_SECONDS = 60.0
+END_SECONDS = 60.0
 
 
 def main() -> None:
@@ -103,6 +103,7 @@ def _serving(words: list[Any]) -> Iterator[str]:
                 raise SystemExit("fedseal serve ended before it served")
         finally:
             process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=END_SECONDS)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -161,8 +162,9 @@ def serve(
 
 
 def say(text: str) -> None:
-    """A line for the operator, with the time."""
-    print(f"{time.strftime('%H:%M:%S')}  {text}", file=sys.stderr, flush=True)
+    """A line for the operator, with the time; whoever closed the pipe must not keep receipts from the ledger."""
+    with contextlib.suppress(BrokenPipeError):
+        print(f"{time.strftime('%H:%M:%S')}  {text}", file=sys.stderr, flush=True)
 
 
 def _words(text: str) -> tuple[str, ...]:
