@@ -62,7 +62,7 @@ class WholeLeaves:
         reach = np.abs(base)
         for output in range(trees.outputs):
             reach[output] += np.abs(leaves[output :: trees.outputs]).max(axis=1).sum()
-        bound = float(reach.max())
+        bound = float(reach.max()) + trees.trees + 1.0  # of what rounding took, which is added up apart
         check_headroom("a score of these trees", bound, EXACT_BITS)
         return cls(leaves, base, unit, 32 if bound < 2.0**31 else 64)
 
@@ -125,20 +125,22 @@ def values(
     trees: ActiveTrees, whole: WholeLeaves, layout: Layout, codes: Codes, dtype: np.dtype[Any]
 ) -> tuple[Elements, Elements]:
     """The active party's (n, columns) weights times marks, summed over each group, and (n, outputs) what needs no
-    product: the base, and trees that it splits alone."""
-    alone = np.tile(whole.base, (len(codes), 1))
+    product, rounded once: the base, trees that it splits alone, and of the others the mean of what rounding took from
+    the leaves that its own splits leave, which makes the error of a score about half."""
+    alone = np.tile(trees.base / whole.unit, (len(codes), 1))
     made, outputs = {}, trees.outputs
     for tree in range(trees.trees):
         allowed = allowed_leaves(trees, tree, codes).astype(np.float64)
         groups = layout.groups[tree]
         member = groups[:, None] == np.arange(len(layout.leaders[tree]))
         sums = allowed @ (member * whole.leaves[tree][:, None])
+        exact = trees.leaves[tree] / whole.unit
         if sums.shape[1] > 1:
             made[tree] = sums
-        else:
-            alone[:, tree % outputs] += sums[:, 0]
+            exact = exact - whole.leaves[tree]
+        alone[:, tree % outputs] += allowed @ exact / allowed.sum(axis=1)
     joined = _joined([made[tree] for tree in layout.order], len(codes))
-    return _elements(joined, dtype), _elements(alone, dtype)
+    return _elements(joined, dtype), _elements(np.rint(alone), dtype)
 
 
 def _joined(parts: Sequence[NDArray[Any]], n: int) -> NDArray[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -9,7 +10,9 @@ import numpy as np
 
 from fl_core.config import load_job
 from fl_core.learning.columns import Column, Columns
+from fl_core.learning.tree_parts import allowed_leaves, joint_scores
 from fl_core.messages import COORDINATOR
+from fl_core.protocols.prediction.forest import Layout, WholeLeaves
 from fl_core.protocols.prediction.plan import Plan, plan_of
 from fl_core.protocols.prediction.program import NewTable, coordinate, run
 from fl_core.protocols.prediction.reading import part_of
@@ -120,3 +123,18 @@ class Model:
     def plain(self, rows: Any) -> dict[str, Columns]:
         """The parties' columns of some rows, in one place."""
         return {n: columns_of(self.x, rows, chosen, strange=True) for n, chosen in self.chosen.items()}
+
+
+def whole_scores(trees, objective, codes, others):
+    """What parties should get but for one rounding to the unit: leaves that are asked for rounded, and what that took
+    given back as its mean over the leaves that the active party's own splits leave."""
+    whole = WholeLeaves.of(trees, objective)
+    layout = Layout(others[0][0].feature >= 0 if len(others) == 1 else None, trees.leaves.shape, trees.outputs)
+    asked = np.array([len(leaders) > 1 for leaders in layout.leaders])
+    leaves = np.where(asked[:, None], whole.leaves * whole.unit, trees.leaves)
+    scores = joint_scores(dataclasses.replace(trees, leaves=leaves), codes, others)
+    for tree in np.flatnonzero(asked):
+        allowed = allowed_leaves(trees, tree, codes)
+        for row in range(len(codes)):
+            scores[row, tree % trees.outputs] += (trees.leaves[tree] - leaves[tree])[allowed[row]].mean()
+    return scores
