@@ -22,7 +22,7 @@ from fl_core.serving import MAX_MESSAGE, RETRY_KEY, check_receipt, digest, make_
 from fl_core.trust import canonical
 from fl_core.trust.identity import Card, CardBook, Identity
 
-CALL_SECONDS = 60.0
+CALL_SECONDS = 180.0  # a block of wide rows for a network takes some tens
 PATIENCE = 5.0  # seconds that a hint may ask to wait
 TRIES = 40
 PART = MAX_MESSAGE - 1024

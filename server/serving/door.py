@@ -32,7 +32,7 @@ from server.serving.accounts import Accounts, OverQuota, Quota
 from server.serving.places import Busy, Places, Pool
 
 CAPACITY = max(4, os.cpu_count() or 1)  # blocks at a time; more of them only wait for Python's lock
-CALL_SECONDS = 60.0
+CALL_SECONDS = 180.0  # a block of wide rows for a network takes some tens
 FIRST_SECONDS = 5.0  # for whom nobody knows yet
 CROWD = 32  # of whom nobody knows yet; those beyond have
 CROWD_SECONDS = 0.25

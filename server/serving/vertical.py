@@ -32,7 +32,7 @@ from fl_core.wire.vertical_predict_pb2 import (
     ScoreReply,
     ScoreRequest,
 )
-from server.serving.door import FIRST_SECONDS, Door, Guarded, NoContext, limited
+from server.serving.door import FIRST_SECONDS, Door, Guarded, NoContext, ahead, limited
 from server.serving.keys import HeldKey, Keys
 from server.serving.vertical_model import ServedPart, Trees
 
@@ -69,7 +69,8 @@ class VerticalPrediction:
         """Answer one block of ids."""
         statement = self._first(requests, context, "Score")
         model, marker = self._wanted(statement)
-        started, rows = time.monotonic(), statement.body["rows"]
+        requests, rows = ahead(requests), statement.body["rows"]
+        started = time.monotonic()
         with self.door.place(f"{model.offer.name} ids {rows.bit_length()}"):
             self.door.take(statement, rows=rows)
             found, answers, received = _answer(model, marker, statement.body, requests)
