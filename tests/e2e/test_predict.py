@@ -112,8 +112,8 @@ def test_a_network_of_the_users_own_is_converted_served_and_asked(place: Place):
     torch.save(own, place.path / "own.pt")
     write_rows(place.path / "rows.csv", names, x, range(len(names)))
     naming = ["--features", ",".join(names), "--classes", "malignant,benign"]
-    refused = place.fedseal("serve", "--model", "own.pt", *naming, "--client", "clinic.card")
-    assert "clinic.card" in refused.fails(2)
+    refused = place.fedseal("serve", "--model", "own.pt", *naming, "--client", "nobody.card")
+    assert "nobody.card" in refused.fails(2)
     (place.path / "clinic.card").write_text(done(place, "predict", "--as", "clinic", "--card").out)
     refused = place.fedseal("serve", "--model", "own.pt", *naming, "--client", "clinic.card")
     assert "relu cannot be computed under encryption" in refused.fails(2) and "--convert" in refused.err
