@@ -8,7 +8,6 @@ Who may call, and what is kept of it, is decided at the door (`server.serving.do
 from __future__ import annotations
 
 import gc
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -21,7 +20,6 @@ from grpc_reflection.v1alpha import reflection
 
 from fl_core.errors import BadMessage, JobFailed
 from fl_core.serving import MAX_MESSAGE, ROW, RunningDigest
-from fl_core.trust import canonical
 from fl_core.trust.certificates import Pair
 from fl_core.trust.entry import Statement
 from fl_core.trust.identity import is_hex
@@ -34,7 +32,7 @@ from fl_core.wire.predict_pb2 import (
     PredictReply,
     PredictRequest,
 )
-from server.serving.door import CAPACITY, CROWD, FIRST_SECONDS, Door, Guarded, NoContext, ahead, limited
+from server.serving.door import CAPACITY, CROWD, Door, Guarded, NoContext, ahead, rest
 from server.serving.keys import MAX_ROTATIONS, HeldKey, Keys, open_key
 from server.serving.model import Served
 from server.serving.places import ROOM, Pool
@@ -53,19 +51,17 @@ class Prediction:
 
     def Describe(self, request: DescribeRequest, context: grpc.ServicerContext) -> DescribeReply:
         """The models, this server's card and its log."""
-        statement = self.door.admit(request.statement, "Describe")
-        self.door.take(statement, rows=0)
-        models = json.dumps([model.offer.to_dict() for model in self.models.values()])
-        return DescribeReply(card=canonical.encode(self.door.card.to_dict()), log=self.door.log, models=models)
+        offers = [model.offer for model in self.models.values()]
+        return DescribeReply(**self.door.described(request.statement, "Describe", offers))
 
     def OpenContext(self, requests: Iterator[ContextRequest], context: grpc.ServicerContext) -> ContextReply:
         """Keep a client's public keys."""
-        statement = self._first(requests, context, "OpenContext")
+        statement = self.door.first(requests, context, "OpenContext")
         parameters, name, rotations = (statement.body[field] for field in ("set", "key", "rotations"))
         self._check_set(parameters, name, rotations)
         self.door.take(statement, rows=0)
         with self.door.place():
-            key = open_key(parameters, tuple(rotations), name, _rest(requests, "part"))
+            key = open_key(parameters, tuple(rotations), name, rest(requests, "part"))
         self._keys.keep((statement.by, parameters, name), key)
         return ContextReply()
 
@@ -82,23 +78,15 @@ class Prediction:
 
     def Predict(self, requests: Iterator[PredictRequest], context: grpc.ServicerContext) -> PredictReply:
         """Answer one block."""
-        statement = self._first(requests, context, "Predict")
+        statement = self.door.first(requests, context, "Predict")
         model, key = self._wanted(statement)
         requests = ahead(requests)
         started = time.monotonic()
         with self.door.place(f"{model.offer.name} {statement.body['form']}"):
             self.door.take(statement, rows=statement.body["rows"])
-            answers, received = _answer(model, key, statement.body, _rest(requests, "ciphertext"))
+            answers, received = _answer(model, key, statement.body, rest(requests, "ciphertext"))
         receipt = self.door.receipt(statement, answers, received, time.monotonic() - started)
         return PredictReply(answers=answers, receipt=receipt.encode())
-
-    def _first(self, requests: Iterator[Any], context: grpc.ServicerContext, method: str) -> Statement:
-        """The statement that a stream begins with."""
-        with limited(context, FIRST_SECONDS):
-            first = next(requests, None)
-        if first is None or first.WhichOneof("what") != "statement":
-            raise BadMessage("the first message is not a statement")
-        return self.door.admit(first.statement, method)
 
     def _wanted(self, statement: Statement) -> tuple[Served, HeldKey]:
         """Model and key of a request; whatever is wrong with it costs the client no rows."""
@@ -113,14 +101,6 @@ class Prediction:
         if key is None or (body["form"] == ROW and key.rotations != model.rotations):
             raise NoContext("no such public key here; open the context first")
         return model, key
-
-
-def _rest(requests: Iterator[Any], field: str) -> Iterator[bytes]:
-    """What follows the statement."""
-    for request in requests:
-        if request.WhichOneof("what") != field:
-            raise BadMessage(f"something else than a {field}")
-        yield getattr(request, field)
 
 
 def _answer(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fl_core.crypto import seal_io
 from fl_core.crypto.profiles import HE_STANDARD_128
-from fl_core.crypto.seal_stream import CiphertextForm, plain_stream
+from fl_core.crypto.seal_stream import HEADER_BYTES, CiphertextForm, inflated, plain_stream
 from fl_core.errors import BadMessage, JobFailed, UsageError
 
 Floats = NDArray[np.float64]
@@ -55,7 +55,6 @@ KEY_BYTES = 32
 _LONG, _SHORT = 6, 2  # bytes of a number mod a prime on its way
 _SPARE = 32
 _SEED = 64
-_HEADER_BYTES = 16
 _TAIL = 17 + _SEED  # of a seeded stream: nested header, PRNG type, seed
 _PLAINTEXT_PREFIX = 32 + 8 + 8 + 16 + 8  # digest, coefficients, scale, nested header, word count
 
@@ -178,21 +177,7 @@ class LinearRing:
 
 def plaintext_body(ring: LinearRing, plaintext: Any) -> bytes:
     """The inflated stream of a plaintext under both primes, without its header."""
-    return _inflated(seal_io.save(plaintext), _PLAINTEXT_PREFIX + 16 * ring.degree)
-
-
-def _inflated(stream: bytes, size: int) -> bytes:
-    """The body of a stream that SEAL wrote here, `size` bytes."""
-    body = stream[_HEADER_BYTES:]
-    return body if len(body) == size else bytes(codec().decompress(body, size, asbytes=True))
-
-
-@cache
-def codec() -> Any:
-    """zstd, which SEAL writes with."""
-    import pyarrow
-
-    return pyarrow.Codec("zstd")
+    return inflated(seal_io.save(plaintext), _PLAINTEXT_PREFIX + 16 * ring.degree)
 
 
 class PackedForm:
@@ -218,8 +203,8 @@ class PackedForm:
 
     def cut(self, stream: bytes) -> bytes:
         """What travels of a stream that SEAL wrote here."""
-        body = _inflated(stream, self._start - _HEADER_BYTES + self._size + self._end)
-        words = np.frombuffer(body, dtype="<u8", count=self._size // 8, offset=self._start - _HEADER_BYTES)
+        body = inflated(stream, self._start - HEADER_BYTES + self._size + self._end)
+        words = np.frombuffer(body, dtype="<u8", count=self._size // 8, offset=self._start - HEADER_BYTES)
         rows = words.reshape(len(self._primes), -1)
         parts = [pack(row, prime) for row, prime in zip(rows, self._primes, strict=True)]
         return b"".join(parts) + body[len(body) - self._seed :]

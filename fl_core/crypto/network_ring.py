@@ -13,9 +13,9 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
 from fl_core.crypto import seal_io
-from fl_core.crypto.network_wire import WORD_BITS, KeyForms, inflated, load, pack, packed_bytes, unpack
+from fl_core.crypto.network_wire import WORD_BITS, KeyForms, load, pack, packed_bytes, unpack
 from fl_core.crypto.profiles import HE_STANDARD_128
-from fl_core.crypto.seal_stream import CiphertextForm
+from fl_core.crypto.seal_stream import CiphertextForm, inflated
 from fl_core.errors import BadMessage, JobFailed, UsageError
 
 Floats = NDArray[np.float64]

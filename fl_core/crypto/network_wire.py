@@ -6,24 +6,21 @@ secret key.
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import IO, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_core.crypto.linear_ring import codec
-from fl_core.crypto.seal_stream import CiphertextForm, plain_stream
+from fl_core.crypto import seal_io
+from fl_core.crypto.seal_stream import HEADER_BYTES, CiphertextForm, inflated, plain_stream
 from fl_core.errors import BadMessage
 
 Words = NDArray[np.uint64]
 
 WORD_BITS = 60
+MAX_OBJECT_BYTES = 16 << 20  # a rotation key takes five
 _SEED = 64
-_HEADER_BYTES = 16
 _TAIL = 17 + _SEED  # of a seeded stream: nested header, PRNG type, seed
 _SWITCHING_PREFIX = 32 + 8  # digest, places
 
@@ -85,7 +82,7 @@ class KeyForms:
 
     def cut_public(self, stream: bytes) -> bytes:
         """What travels of a seeded public key that SEAL wrote here."""
-        return self._cut(bytes(_HEADER_BYTES) + inflated(stream, self._stream_bytes - _HEADER_BYTES))
+        return self._cut(bytes(HEADER_BYTES) + inflated(stream, self._stream_bytes - HEADER_BYTES))
 
     def cut_switching(self, stream: bytes, places: int) -> bytes:
         """What travels of seeded key-switch keys, of which SEAL wrote one here among `places`."""
@@ -108,7 +105,7 @@ class KeyForms:
             raise BadMessage(f"a key of {len(data)} bytes, not {self.switching_bytes}")
         parts = [data[i : i + self.public_bytes] for i in range(0, len(data), self.public_bytes)]
         keys = self._parts.to_bytes(8, "little") + b"".join(self.public_stream(part) for part in parts)
-        digest = self._head[_HEADER_BYTES : _HEADER_BYTES + 32]
+        digest = self._head[HEADER_BYTES : HEADER_BYTES + 32]
         head = digest + places.to_bytes(8, "little") + bytes(8 * index)
         return plain_stream(head + keys + bytes(8 * (places - 1 - index)))
 
@@ -117,30 +114,6 @@ class KeyForms:
         return pack(words) + plain[-_SEED:]
 
 
-def inflated(stream: bytes, size: int) -> bytes:
-    """The body of a stream that SEAL wrote here, `size` bytes."""
-    body = stream[_HEADER_BYTES:]
-    return body if len(body) == size else bytes(codec().decompress(body, size, asbytes=True))
-
-
 def load(item: Any, context: Any, stream: bytes) -> Any:
-    """Fill a SEAL object from a stream of known form; larger ones than `seal_io.load` takes."""
-    with _anonymous() as (file, path):
-        file.write(stream)
-        file.flush()
-        try:
-            item.load(context, path)
-        except (RuntimeError, ValueError, IndexError, MemoryError):
-            raise BadMessage("SEAL does not accept the object") from None
-    return item
-
-
-@contextmanager
-def _anonymous() -> Iterator[tuple[IO[bytes], str]]:
-    """A file of no name, and a path for SEAL to open it by."""
-    if hasattr(os, "memfd_create"):
-        with os.fdopen(os.memfd_create("seal"), "wb") as file:
-            yield file, f"/proc/self/fd/{file.fileno()}"
-    else:
-        with tempfile.NamedTemporaryFile(prefix="fedseal-") as named:
-            yield named.file, named.name
+    """Fill a SEAL object from a stream of known form; raises `BadMessage` for what SEAL refuses."""
+    return seal_io.load(item, context, stream, limit=MAX_OBJECT_BYTES)

@@ -56,14 +56,14 @@ def save(item: Any) -> bytes:
             os.ftruncate(scratch.fd, 0)
 
 
-def load(item: Any, context: Any, data: bytes) -> Any:
+def load(item: Any, context: Any, data: bytes, *, limit: int = MAX_OBJECT_BYTES) -> Any:
     """Fill the empty SEAL object `item` from `data` and return it.
 
     SEAL checks that the object is valid for `context`; whatever it refuses, and anything over
-    `MAX_OBJECT_BYTES`, is `BadMessage`.
+    `limit` bytes, is `BadMessage`.
     """
-    if len(data) > MAX_OBJECT_BYTES:
-        raise BadMessage(f"{len(data)} bytes for one SEAL object, at most {MAX_OBJECT_BYTES}")
+    if len(data) > limit:
+        raise BadMessage(f"{len(data)} bytes for one SEAL object, at most {limit}")
     scratch = _of_this_process()
     with scratch.lock:
         try:

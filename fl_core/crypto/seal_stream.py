@@ -19,7 +19,7 @@ from typing import Any
 from fl_core.errors import BadMessage
 
 _HEADER = struct.Struct("<HBBBBHQ")
-_MAGIC, _HEADER_BYTES, _MAJOR, _MINOR = 0xA15E, 16, 4, 3
+_MAGIC, HEADER_BYTES, _MAJOR, _MINOR = 0xA15E, 16, 4, 3
 _PLAIN, _ZSTD = 0, 2
 _PREFIX = 32 + 1 + 40 + 16 + 8
 _SEED_HEADER, _SEED = 17, 64
@@ -32,9 +32,15 @@ def _codec() -> Any:
     return pyarrow.Codec("zstd")
 
 
+def inflated(stream: bytes, size: int) -> bytes:
+    """The body of a stream that SEAL wrote here, `size` bytes."""
+    body = stream[HEADER_BYTES:]
+    return body if len(body) == size else bytes(_codec().decompress(body, size, asbytes=True))
+
+
 def plain_stream(body: bytes) -> bytes:
     """`body` as an uncompressed SEAL stream."""
-    return _HEADER.pack(_MAGIC, _HEADER_BYTES, _MAJOR, _MINOR, _PLAIN, 0, _HEADER_BYTES + len(body)) + body
+    return _HEADER.pack(_MAGIC, HEADER_BYTES, _MAJOR, _MINOR, _PLAIN, 0, HEADER_BYTES + len(body)) + body
 
 
 class CiphertextForm:
@@ -53,15 +59,15 @@ class CiphertextForm:
         self._prefix = body[:_PREFIX]
         self._suffix = body[_PREFIX + self._coefficients :][:_SEED_HEADER]
         #: zstd's worst case, so that an honest stream always passes
-        self.max_bytes = _HEADER_BYTES + self._body_bytes + self._body_bytes // 128 + 128
+        self.max_bytes = HEADER_BYTES + self._body_bytes + self._body_bytes // 128 + 128
 
     def _inflate(self, stream: bytes) -> bytes:
-        if len(stream) < _HEADER_BYTES:
+        if len(stream) < HEADER_BYTES:
             raise BadMessage(f"a ciphertext of {len(stream)} bytes")
         *fixed, compression, reserved, size = _HEADER.unpack_from(stream)
-        if fixed != [_MAGIC, _HEADER_BYTES, _MAJOR, _MINOR] or reserved or size != len(stream):
+        if fixed != [_MAGIC, HEADER_BYTES, _MAJOR, _MINOR] or reserved or size != len(stream):
             raise BadMessage("not a SEAL stream of the expected version and size")
-        body = stream[_HEADER_BYTES:]
+        body = stream[HEADER_BYTES:]
         if compression == _ZSTD:
             try:
                 body = _codec().decompress(body, self._body_bytes, asbytes=True)

@@ -10,11 +10,12 @@ both.
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
@@ -25,6 +26,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from fl_core.errors import BadMessage, BadSignature, FedsealError, JobFailed, RefusedError, UsageError
 from fl_core.serving import RETRY_KEY, digest, make_receipt, read_request
+from fl_core.trust import canonical
 from fl_core.trust.entry import Statement
 from fl_core.trust.identity import Card, Identity
 from fl_core.trust.ledger import Ledger
@@ -143,6 +145,20 @@ class Door:
             _caller.entered = True
         return statement
 
+    def first(self, requests: Iterator[Any], context: grpc.ServicerContext, method: str) -> Statement:
+        """The request that a stream begins with.  Raises as `admit`, and `BadMessage` for anything else."""
+        with limited(context, FIRST_SECONDS):
+            first = next(requests, None)
+        if first is None or first.WhichOneof("what") != "statement":
+            raise BadMessage("the first message is not a statement")
+        return self.admit(first.statement, method)
+
+    def described(self, data: bytes, method: str, offers: Iterable[Any]) -> dict[str, Any]:
+        """Answer a request to describe what is served: fields of the reply.  Raises as `admit` and `take`."""
+        self.take(self.admit(data, method), rows=0)
+        models = json.dumps([offer.to_dict() for offer in offers])
+        return {"card": canonical.encode(self.card.to_dict()), "log": self.log, "models": models}
+
     def take(self, statement: Statement, *, rows: int) -> None:
         """Count a request and its rows.  Raises `BadMessage` for one that was made before, `OverQuota`."""
         self.accounts.take(statement.by, statement.body["nonce"], rows, self.quota)
@@ -246,6 +262,14 @@ _limits = Limits()
 def limited(context: grpc.ServicerContext, seconds: float) -> AbstractContextManager[None]:
     """Cancel the call of somebody unknown after so long in here, or sooner where many of them come."""
     return _limits.within(context, seconds, crowd=True)
+
+
+def rest(requests: Iterator[Any], field: str) -> Iterator[Any]:
+    """What follows the statement: that field of each message.  Raises `BadMessage` for another one."""
+    for request in requests:
+        if request.WhichOneof("what") != field:
+            raise BadMessage(f"something else than {field}")
+        yield getattr(request, field)
 
 
 def ahead(requests: Iterator[Any], size: int = AHEAD) -> Iterator[Any]:

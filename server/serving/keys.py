@@ -12,7 +12,7 @@ from fl_core.crypto.linear_inference import PublicKey
 from fl_core.crypto.linear_ring import SETS as LINEAR_SETS
 from fl_core.crypto.linear_ring import open_ring
 from fl_core.errors import BadMessage
-from fl_core.serving import RunningDigest
+from fl_core.serving import digest
 
 MAX_ROTATIONS = 128
 ROOM = 2 << 30  # bytes of all keys
@@ -39,26 +39,27 @@ def open_key(parameters: str, rotations: tuple[int, ...], name: str, parts: Iter
     """
     if parameters in LINEAR_SETS:
         ring = open_ring(parameters)
-        data = _joined(parts, ring.public_form.bytes, name)
+        data = joined(parts, ring.public_form.bytes, name)
         return HeldKey(PublicKey(ring, data), (), _SMALL)
     from fl_core.crypto.network_inference import EvaluationKeys
     from fl_core.crypto.network_ring import open_network_ring
 
     network = open_network_ring(parameters)
-    held = EvaluationKeys(network, rotations, _joined(parts, network.key_bytes(rotations), name))
+    held = EvaluationKeys(network, rotations, joined(parts, network.key_bytes(rotations), name))
     return HeldKey(held, rotations, held.bytes)
 
 
-def _joined(parts: Iterator[bytes], size: int, name: str) -> bytes:
-    data, seen = bytearray(), RunningDigest()
+def joined(parts: Iterator[bytes], size: int, name: str) -> bytes:
+    """A public key of `size` bytes from its parts.  Raises `BadMessage` for another size, or another digest."""
+    data = bytearray()
     for part in parts:
         data += part
         if len(data) > size:
             break
-    seen.add(bytes(data))
-    if len(data) != size or seen.hex() != name:
+    key = bytes(data)
+    if len(key) != size or digest([key]) != name:
         raise BadMessage(f"a public key of another size than {size} bytes, or of another digest than signed")
-    return bytes(data)
+    return key
 
 
 class Keys:

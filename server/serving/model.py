@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hmac
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fl_core.crypto.linear_inference import ModelSide, block_rows
-from fl_core.crypto.linear_ring import open_ring
+from fl_core.crypto.linear_ring import Floats, open_ring
 from fl_core.crypto.network_inference import NetworkSide
 from fl_core.crypto.network_ring import open_network_ring
 from fl_core.serving import Offer, features_digest
@@ -57,19 +58,9 @@ def serve_linear(name: str, model: Linear, *, parameters: str, version_key: byte
     """
     ring = open_ring(parameters)
     side = ModelSide(ring, model.weights, model.bias, output_noise=output_noise)
-    offer = Offer(
-        name=name,
-        version=_version(model, version_key, parameters, output_noise),
-        parameters=parameters,
-        features=len(model.features),
-        feature_digest=features_digest(model.features),
-        classes=model.classes,
-        centre=tuple(model.centre.tolist()),
-        unit_bits=model.unit_bits,
-        bits=side.bits,
-        row_bits=side.row_bits,
-        labels=bool(ring.chosen.factor_bits),
-    )
+    version = _version(model, [model.weights, model.bias], version_key, parameters, output_noise)
+    labels = bool(ring.chosen.factor_bits)
+    offer = _offer(name, version, model, parameters, bits=side.bits, row_bits=side.row_bits, labels=labels)
     return Served(offer, side)
 
 
@@ -81,27 +72,27 @@ def serve_network(
     Raises `UsageError` for sizes or weights that have no room, or another depth than the set's.
     """
     side = NetworkSide(open_network_ring(parameters), model.layers, output_noise=output_noise)
-    offer = Offer(
+    version = _version(model, [part for layer in model.layers for part in layer], version_key, parameters, output_noise)
+    offer = _offer(name, version, model, parameters, bits=0, row_bits=0, labels=False, layers=side.layout.sizes)
+    return Served(offer, side)
+
+
+def _offer(name: str, version: str, model: Linear | Network, parameters: str, **more: Any) -> Offer:
+    return Offer(
         name=name,
-        version=_version(model, version_key, parameters, output_noise),
+        version=version,
         parameters=parameters,
         features=len(model.features),
         feature_digest=features_digest(model.features),
         classes=model.classes,
         centre=tuple(model.centre.tolist()),
         unit_bits=model.unit_bits,
-        bits=0,
-        row_bits=0,
-        labels=False,
-        layers=side.layout.sizes,
+        **more,
     )
-    return Served(offer, side)
 
 
-def _version(model: Linear | Network, key: bytes, *settings: Any) -> str:
+def _version(model: Linear | Network, weights: Sequence[Floats], key: bytes, *settings: Any) -> str:
     """16 hex digits that change with the model; under a key, so that nobody can check a guess of the weights."""
-    weights = [part for layer in model.layers for part in layer] if isinstance(model, Network) else []
-    parts = [*weights, model.centre] if weights else [model.weights, model.bias, model.centre]  # type: ignore[union-attr]
-    content = [part.astype("<f8").tobytes() for part in parts]
+    content = [part.astype("<f8").tobytes() for part in (*weights, model.centre)]
     told = repr((model.features, model.classes, model.unit_bits, settings)).encode()
     return hmac.digest(key, b"\0".join([told, *content]), "sha256").hex()[:16]

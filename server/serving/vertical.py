@@ -7,7 +7,6 @@ of the quota whether it is here or not.  Ids are in no log, error, ledger or rec
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -18,8 +17,7 @@ import numpy as np
 from fl_core.crypto.marked_sum import Marker, public_bytes
 from fl_core.errors import BadMessage
 from fl_core.protocols.prediction.online import NO_KEY, make_found, read_block
-from fl_core.serving import RunningDigest, digest
-from fl_core.trust import canonical
+from fl_core.serving import RunningDigest
 from fl_core.trust.entry import Statement
 from fl_core.trust.identity import is_hex
 from fl_core.wire import vertical_predict_pb2
@@ -32,8 +30,8 @@ from fl_core.wire.vertical_predict_pb2 import (
     ScoreReply,
     ScoreRequest,
 )
-from server.serving.door import FIRST_SECONDS, Door, Guarded, NoContext, ahead, limited
-from server.serving.keys import HeldKey, Keys
+from server.serving.door import Door, Guarded, NoContext, ahead, rest
+from server.serving.keys import HeldKey, Keys, joined
 from server.serving.vertical_model import ServedPart, Trees
 
 SERVICE = vertical_predict_pb2.DESCRIPTOR.services_by_name["VerticalPrediction"]
@@ -48,26 +46,24 @@ class VerticalPrediction:
 
     def DescribeVertical(self, request: DescribeRequest, context: grpc.ServicerContext) -> DescribeReply:
         """The models, this server's card and its log."""
-        statement = self.door.admit(request.statement, "DescribeVertical")
-        self.door.take(statement, rows=0)
-        models = json.dumps([model.offer.to_dict() for model in self.models.values()])
-        return DescribeReply(card=canonical.encode(self.door.card.to_dict()), log=self.door.log, models=models)
+        offers = [model.offer for model in self.models.values()]
+        return DescribeReply(**self.door.described(request.statement, "DescribeVertical", offers))
 
     def OpenVertical(self, requests: Iterator[ContextRequest], context: grpc.ServicerContext) -> ContextReply:
         """Keep a client's public key."""
-        statement = self._first(requests, context, "OpenVertical")
+        statement = self.door.first(requests, context, "OpenVertical")
         name = statement.body["key"]
         if not is_hex(name, 32):
             raise BadMessage("a request to OpenVertical with a field of another type")
         self.door.take(statement, rows=0)
         with self.door.place():
-            marker = Marker(_public(requests, name))
+            marker = Marker(joined(rest(requests, "part"), public_bytes(), name))
         self._keys.keep((statement.by, _SET, name), HeldKey(marker, (), _KEY_BYTES))
         return ContextReply()
 
     def Score(self, requests: Iterator[ScoreRequest], context: grpc.ServicerContext) -> ScoreReply:
         """Answer one block of ids."""
-        statement = self._first(requests, context, "Score")
+        statement = self.door.first(requests, context, "Score")
         model, marker = self._wanted(statement)
         requests, rows = ahead(requests), statement.body["rows"]
         started = time.monotonic()
@@ -78,14 +74,6 @@ class VerticalPrediction:
         receipt = self.door.receipt(statement, flat, received, time.monotonic() - started)
         told = [Ciphertexts(ciphertexts=answer) for answer in answers]
         return ScoreReply(found=found, answers=told, receipt=receipt.encode())
-
-    def _first(self, requests: Iterator[Any], context: grpc.ServicerContext, method: str) -> Statement:
-        """The statement that a stream begins with."""
-        with limited(context, FIRST_SECONDS):
-            first = next(requests, None)
-        if first is None or first.WhichOneof("what") != "statement":
-            raise BadMessage("the first message is not a statement")
-        return self.door.admit(first.statement, method)
 
     def _wanted(self, statement: Statement) -> tuple[ServedPart, Marker | None]:
         """Model and key of a request; whatever is wrong with it costs the client no rows."""
@@ -105,26 +93,6 @@ class VerticalPrediction:
         return model, held.key
 
 
-def _public(requests: Iterator[ContextRequest], name: str) -> bytes:
-    """A public key from its parts."""
-    data, size = bytearray(), public_bytes()
-    for part in _rest(requests, "part"):
-        data += part
-        if len(data) > size:
-            break
-    if len(data) != size or digest([bytes(data)]) != name:
-        raise BadMessage(f"a public key of another size than {size} bytes, or of another digest than signed")
-    return bytes(data)
-
-
-def _rest(requests: Iterator[Any], field: str) -> Iterator[Any]:
-    """What follows the statement, and the ids."""
-    for request in requests:
-        if request.WhichOneof("what") != field:
-            raise BadMessage(f"something else than {field}")
-        yield getattr(request, field)
-
-
 def _answer(
     model: ServedPart, marker: Marker | None, body: dict[str, Any], requests: Iterator[ScoreRequest]
 ) -> tuple[bytes, list[list[bytes]], int]:
@@ -137,7 +105,7 @@ def _answer(
     seen.add(first.ids)
     sums = None if model.sums is None else model.sums[rows[here]]
     answers, size = [], len(first.ids)
-    asked = (list(one.ciphertexts) for one in _rest(requests, "asked"))
+    asked = (list(one.ciphertexts) for one in rest(requests, "asked"))
     if model.trees is not None:
         assert marker is not None
         for question, reply in _questions(model.trees, marker, rows, asked):

@@ -578,7 +578,7 @@ def test_a_call_that_sends_nothing_gives_its_place_back(fresh, monkeypatch):
 
 
 def test_whoever_says_nothing_at_first_is_cut_off_and_takes_no_place(fresh, monkeypatch):
-    monkeypatch.setattr(server.predict, "FIRST_SECONDS", 0.5)
+    monkeypatch.setattr(server.serving.door, "FIRST_SECONDS", 0.5)
     place = fresh(capacity=1)
     key, name = place.opened()
     silent, codes = threading.Event(), []

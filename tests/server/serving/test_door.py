@@ -397,7 +397,7 @@ def test_strangers_are_refused_at_once_and_take_no_place_in_the_queue(place):
 
 def test_a_flood_of_silent_strangers_keeps_no_client_out(place, monkeypatch):
     """More than there are threads; each would be listened to for longer than the client waits."""
-    monkeypatch.setattr(server.predict, "FIRST_SECONDS", 2 * LONG)
+    monkeypatch.setattr(server.serving.door, "FIRST_SECONDS", 2 * LONG)
     place.gate.set()
     silent, flood = threading.Event(), []
 
