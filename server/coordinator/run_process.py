@@ -64,7 +64,9 @@ def _run(home: Home, folder: RunFolder, given: dict[str, Any], tell: Callable[[E
     table, caller = load(folder.path)
     job, info, resume = with_model(load_job(table), home), folder.info(), bool(given["resume"])
     access = _access(home, given) if job.is_session else None
-    link = Link(given["address"], given["ca"].encode(), Task(**given["task"]), given["nodes"], access)
+    link = Link(
+        given["address"], given["ca"].encode(), Task(**given["task"]), given["nodes"], access, least=job.min_parties
+    )
     order = orders.of_run(folder.path, lambda: load_order(folder.path))
     running = Running(job, home, folder, info, tell, resume=resume, link=link, caller=caller, order=order)
     return running.run(time.time())

@@ -26,6 +26,7 @@ from server.runtimes.exchange import Access
 LINK_SECONDS = 120.0  # that the SuperLink may be away
 PATIENCE = 60.0  # with a node once its loss is noted, which takes Flower up to 65 s: about two minutes in all
 OFFLINE_PATIENCE = 10.0  # with one that was not connected when it was asked
+NEEDED_PATIENCE = 90.0  # the same, where too few are: after an outage Flower turns nodes away for about a minute
 ALIVE_SECONDS = 90.0  # a question that stood for so long was at a node that lived
 PAUSE = 2.0
 PARTS_LOOK = 0.2
@@ -56,6 +57,7 @@ class Link:
     task : Flower's task of this run, taken by the coordinator.
     nodes : Flower's number of each party's node.
     exchange : the coordinator's, for jobs whose parties talk to each other.
+    least : nodes without which the job cannot go on.
     """
 
     address: str
@@ -63,6 +65,7 @@ class Link:
     task: Task
     nodes: dict[str, int]
     exchange: Access | None = None
+    least: int = 0
 
 
 @dataclass
@@ -91,6 +94,7 @@ class DeploymentGrid(FederationGrid):
     def __init__(self, link: Link) -> None:
         self._api = RuntimeApi(link.address, ca=link.ca, secret=None, patience=LINK_SECONDS)
         self._flower_run = link.task.run_id
+        self._least = link.least
         self._names = {number: party for party, number in link.nodes.items()}
         self._asked: dict[str, _Question] = {}
         self._later: list[_Question] = []
@@ -125,6 +129,8 @@ class DeploymentGrid(FederationGrid):
         """Send messages; returns ids of ours, which stay when a message is sent again."""
         try:
             online, names = self._api.nodes_online(), []
+            enough = len(online.intersection(self._names)) >= self._least
+            offline_patience = OFFLINE_PATIENCE if enough else NEEDED_PATIENCE
             for message in messages:
                 self._sent += 1
                 now, connected = time.monotonic(), message.metadata.dst_node_id in online
@@ -132,7 +138,7 @@ class DeploymentGrid(FederationGrid):
                     f"{self._sent:064x}",
                     message,
                     now + message.metadata.ttl,
-                    PATIENCE if connected else OFFLINE_PATIENCE,
+                    PATIENCE if connected else offline_patience,
                 )
                 self._post(question)
                 names.append(question.name)

@@ -22,7 +22,15 @@ import clients.runtime_api as runtime_api
 from clients.runtime_api import MessageGone, Parcel, Task, TaskLost
 from fl_core.errors import JobFailed
 from server.runtimes import deployment
-from server.runtimes.deployment import AGAIN, OFFLINE_PATIENCE, PARTS_SECONDS, PATIENCE, DeploymentGrid, Link
+from server.runtimes.deployment import (
+    AGAIN,
+    NEEDED_PATIENCE,
+    OFFLINE_PATIENCE,
+    PARTS_SECONDS,
+    PATIENCE,
+    DeploymentGrid,
+    Link,
+)
 
 NODES = {"bank": 5, "clinic": 6, "bureau": 2**63 + 7}
 Step = Any  # of a reply that comes: an error's code, bytes, an exception, or None: not whole yet
@@ -206,6 +214,19 @@ def test_a_node_that_stays_away_is_given_up_after_its_patience(grid, superlink, 
     before = len(superlink.sent)
     assert hear(grid, names, seconds=60) == {}
     assert len(superlink.sent) == before
+
+
+@pytest.mark.parametrize(
+    ("away", "patience"), [({5}, OFFLINE_PATIENCE), ({5, 6}, NEEDED_PATIENCE)], ids=["enough others", "too few others"]
+)
+def test_a_node_that_the_job_cannot_do_without_is_waited_for(superlink, away, patience):
+    grid = DeploymentGrid(Link("127.0.0.1:1", b"ca", Task(11, 2**63 + 1, "f3" * 16), NODES, least=2))
+    superlink.script = {5: [[ErrorCode.NODE_UNAVAILABLE]] * 1000}
+    superlink.online -= away
+    began = superlink.clock.now
+    names = ask(grid, "bank")
+    assert hear(grid, names, seconds=1000) == {names[0]: ErrorCode.NODE_UNAVAILABLE}
+    assert patience - 5 < superlink.clock.now - began <= patience + 1
 
 
 def test_one_lost_node_does_not_hold_up_the_others(grid, superlink):
