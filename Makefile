@@ -25,10 +25,11 @@ demo: install  ## training under encryption and DP, vertical training, joint pre
 	$(BIN)/fedseal audit verify
 
 test: install lint types  ## lint, types and all tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not e2e" -n 2 --dist worksteal
+	$(BIN)/python -m pytest -m e2e -n 3 --dist loadfile
 
 test-fast: install  ## unit tests only, in seconds
-	$(BIN)/python -m pytest -m "not e2e and not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not e2e and not slow" -n 2 --dist worksteal
 
 lint: install  ## ruff
 	$(BIN)/ruff check .

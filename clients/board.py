@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Protocol
 
 from clients.door import DoorClient
-from fl_core.errors import FedsealError, IntegrityError, JobFailed, WrongKey
+from fl_core.errors import BadMessage, FedsealError, IntegrityError, JobFailed, WrongKey
 from fl_core.home import Home
 from fl_core.messages import COORDINATOR
 from fl_core.trust import board as ledger_board
@@ -130,7 +130,8 @@ class DoorBoard:
         """
         wanted = check_kinds(kinds)
         rotations = [(posted.statement, posted.card) for posted in self._pages(["rotate"], 0)]
-        followed = Followed(self._book, rotations, log=self.log)
+        ended = {self._revoked(posted) for posted in self._pages(["revoke"], 0)}
+        followed = Followed(self._book, rotations, log=self.log, ended=ended - {""})
         found = []
         for posted in self._pages(wanted, since):
             try:
@@ -143,6 +144,14 @@ class DoorBoard:
                 continue
             found.append(posted)
         return found
+
+    def _revoked(self, posted: Posted) -> str:
+        """The card that a statement ends: the coordinator's word, or that of the key itself; empty for another."""
+        try:
+            body = Revoked.read(posted.statement)
+        except BadMessage:
+            return ""
+        return body.card if posted.card.fingerprint == body.card or posted.card == self._coordinator else ""
 
     def _pages(self, kinds: list[str], since: int) -> Iterator[Posted]:
         at: int | None = since

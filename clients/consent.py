@@ -2,12 +2,14 @@
 
 Nothing here is believed of a coordinator.  A grant counts by the owner's own signature in the owner's own store; who
 wants to use it shows an order signed with the key that the grant names (`fl_core.trust.order`).  So a coordinator can
-neither make, widen nor replay one: each order is for one run, and a run that comes back shows the same order.
+neither make, widen nor replay one: each order is for one run, and a run that comes back shows the same order.  Whose
+roles this node has been shown (`fl_core.trust.profile`) orders what they allow, whatever grant there is.
 
 ::
 
     parties/<name>/grants.db             `fl_core.trust.grant_store`
-    parties/<name>/consent/owner.json    what is published, where the data of a name lie, which grants there are
+    parties/<name>/consent/owner.json    what is published, where the data of a name lie, which grants there are,
+                                         which roles others claim
                            orders/       the run that each order was taken for
                            opened/       runs under way of which something may have left
 
@@ -28,6 +30,7 @@ from fl_core.trust import canonical, order
 from fl_core.trust.catalog import UNLIMITED, DatasetCard, Listing
 from fl_core.trust.grant_store import Use
 from fl_core.trust.grants import Grant, Request, Signer, State, Terms, check
+from fl_core.trust.roles import Action
 
 OWN = "own job"  # the purpose of a grant that a local job makes itself, where nothing is published
 NOBODY = "0" * 64  # stands for the key of a look that shows no order
@@ -85,7 +88,7 @@ class Consent(ConsentBook):
         Raises
         ------
         NotGranted
-            If no grant covers it: every reason of the one that comes closest.
+            If the submitter's roles do not allow it, or no grant covers it: every reason of the one that comes closest.
         OverGranted
             If only ε is short.
         """
@@ -96,6 +99,8 @@ class Consent(ConsentBook):
         if self._held.run_of(ordered.key) not in (None, run):
             raise NotGranted("order: it was taken for another run; allowed: an order for each run")
         use = self.store.use(run)
+        if use is None or use.state != "committed":  # one that is over opens nothing
+            self._check_role(ordered, log)
         if use is not None and use.state != "released":
             leave = self._again(wanted, ordered, use, time, run=run, strict=strict)
         elif began is None:
@@ -108,6 +113,12 @@ class Consent(ConsentBook):
             self.release(run)
             raise NotGranted("order: it was taken for another run; allowed: an order for each run")
         return leave
+
+    def _check_role(self, ordered: Ordered, log: str) -> None:
+        try:
+            self._require(ordered.card, Action.SUBMIT_JOB, log=log)
+        except RefusedError as error:
+            raise NotGranted(f"role: {error}") from None
 
     def _again(self, wanted: Wanted, ordered: Ordered, use: Use, time: int, *, run: str, strict: bool) -> Leave:
         """A run that holds a use, or has had it."""
@@ -198,6 +209,7 @@ class Consent(ConsentBook):
         ordered = None
         if order.BLOB in blobs:
             ordered = Ordered.open(blobs, view, log=log, look=not to_run)
+            self._check_role(ordered, log)
         listing, found = self.listing(wanted.dataset), []
         request = self._request(wanted, ordered.card.fingerprint if ordered else NOBODY, listing, now_ms(now))
         for grant in self._grants_of(wanted.dataset):

@@ -19,6 +19,9 @@ from fl_core.trust.grant_statements import Approval, Denial, GrantRequest, Revoc
 from fl_core.trust.grant_store import Account, GrantStore, Use, Waiting
 from fl_core.trust.grants import ANY, ANYBODY, Grant, Signer, Terms
 from fl_core.trust.identity import Card, Identity
+from fl_core.trust.profile import KIND as PROFILE
+from fl_core.trust.profile import Profile
+from fl_core.trust.roles import Action, require
 
 
 class ConsentBook:
@@ -98,20 +101,25 @@ class ConsentBook:
     # ---- what others say
 
     def receive(self, statement: Statement, card: Card) -> str:
-        """Keep a request for own data, another approver's yes, a denial or a revocation, from the board or a file.
+        """Keep a request for own data, another approver's yes, a denial, a revocation or a profile, from the board or a
+        file.
 
         Returns
         -------
         str
-            What it is about: the id of a request (its digest) or of a grant.
+            What it is about: the id of a request (its digest) or of a grant, a profile's card by its fingerprint.
 
         Raises
         ------
-        BadSignature, BadMessage
+        BadSignature, BadMessage, WrongKey
             If it is not signed under that card, malformed, or of somebody who has no say in it.
+        RefusedError
+            For a request of somebody whose roles, as far as they are known, do not allow one.
         UsageError
             If it concerns neither this owner's data nor an approval that this identity is asked for.
         """
+        if statement.kind == PROFILE:
+            return self._receive_profile(statement, card)
         body = read_body(statement)
         if isinstance(body, GrantRequest):
             about, concerned = statement.digest, body.terms.owner == self.identity.name
@@ -123,15 +131,35 @@ class ConsentBook:
             about, concerned = "", False
         if not concerned:
             raise UsageError(f"{statement.kind} of {statement.by}: does not concern {self.identity.name}")
+        if isinstance(body, GrantRequest):
+            self._require(card, Action.REQUEST_GRANT, log=statement.log)
         self.store.keep(statement, card, log=statement.log)
         if isinstance(body, Approval):
             self._index(body.grant)
         return about
 
+    def _receive_profile(self, statement: Statement, card: Card) -> str:
+        """An older one than is known, or of a card that counts no more, changes nothing: boards are read again."""
+        statement.verify(card)
+        profile = Profile.read(statement, card)
+        if self._held.read().news(profile, statement.log):
+            with self._held.change() as held:
+                if held.news(profile, statement.log):
+                    held.take(profile, statement.log)
+        return card.fingerprint
+
+    def _require(self, card: Card, action: Action, *, log: str) -> None:
+        """Raise RefusedError where the roles that this card claims are known, and do not allow it."""
+        claim = self._held.read().claims.get(log, {}).get(card.fingerprint)
+        if claim is not None:
+            require(card.name, claim.held, action)
+
     def distrust(self, fingerprint: str) -> None:
         """Take a card for revoked from now on, whoever's it is: 64 hex digits."""
         with self._held.change() as held:
             held.revoked_keys.add(fingerprint)
+            for known in held.claims.values():
+                known.pop(fingerprint, None)
 
     def waiting(self) -> tuple[Waiting, ...]:
         """Return the requests that are neither granted nor denied, oldest first."""
@@ -296,12 +324,12 @@ class ConsentBook:
             raise UsageError(f"{terms.owner}/{terms.dataset}: not published; allowed: fedseal data publish first")
 
     def _last_approval(self, grant: Grant) -> str:
-        """Digest of the approval that the next one follows."""
+        """Digest of the approval that the next one follows, in whatever order they came."""
+        said = [(s, body) for s in self.store.statements(grant.id) if isinstance(body := read_body(s), Approval)]
         before = ""
-        for statement in self.store.statements(grant.id):
-            body = read_body(statement)
-            if isinstance(body, Approval) and body.after == before:
-                before = statement.digest
+        for signer in self.store.account(grant).approvals:
+            next_ones = [s.digest for s, body in said if s.by == signer.name and body.after == before]
+            before = min(next_ones, default=before)
         return before
 
 

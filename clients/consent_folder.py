@@ -1,4 +1,7 @@
-"""The small files beside an owner's grants: what it published, which orders were taken, which runs have begun."""
+"""The small files beside an owner's grants: what it published, which orders were taken, which runs have begun.
+
+A file that is damaged opens nothing: who reads it is refused, and no data are.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fl_core.errors import BadMessage, UsageError
 from fl_core.files import locked, private_dir, write_atomic
 from fl_core.trust import canonical
 from fl_core.trust.entry import Statement
+from fl_core.trust.fields import check_hex, check_whole
 from fl_core.trust.once import create_once
+from fl_core.trust.profile import Profile
+from fl_core.trust.roles import Role, read_roles
+
+MAX_CLAIMS = 2048  # cards whose roles are kept; beyond that the newest are
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the holder of a card said of its roles: sorted values of `Role`, and its clock, milliseconds since 1970."""
+
+    roles: tuple[str, ...]
+    time: int
+
+    @property
+    def held(self) -> frozenset[Role]:
+        """The roles."""
+        return read_roles(self.roles)
 
 
 @dataclass
@@ -29,12 +51,31 @@ class Held:
         Grants that somebody decided on: id → dataset.
     revoked_keys
         Fingerprints of cards that count no more.
+    claims
+        Roles that others claim, as their profiles were shown: by log, then by the card's fingerprint.
     """
 
     datasets: list[Statement] = field(default_factory=list)
     places: dict[str, str] = field(default_factory=dict)
     grants: dict[str, str] = field(default_factory=dict)
     revoked_keys: set[str] = field(default_factory=set)
+    claims: dict[str, dict[str, Claim]] = field(default_factory=dict)
+
+    def news(self, profile: Profile, log: str) -> bool:
+        """Whether a profile says something that is not known and would be kept."""
+        known = self.claims.get(log, {})
+        before = known.get(profile.card)
+        if profile.card in self.revoked_keys or (before is not None and profile.time <= before.time):
+            return False
+        full = before is None and len(known) >= MAX_CLAIMS
+        return not full or profile.time > min(claim.time for claim in known.values())
+
+    def take(self, profile: Profile, log: str) -> None:
+        """Keep what is `news`; where there is no room, the oldest goes."""
+        known = self.claims.setdefault(log, {})
+        known[profile.card] = Claim(profile.roles, profile.time)
+        if len(known) > MAX_CLAIMS:
+            del known[min(known, key=lambda card: known[card].time)]
 
     def encode(self) -> bytes:
         """As stored."""
@@ -44,6 +85,10 @@ class Held:
                 "places": self.places,
                 "grants": list(map(list, self.grants.items())),  # canonical JSON sorts a table
                 "revoked_keys": sorted(self.revoked_keys),
+                "claims": {
+                    log: {card: [claim.time, *map(str, claim.roles)] for card, claim in known.items()}
+                    for log, known in self.claims.items()
+                },
             }
         )
 
@@ -53,9 +98,19 @@ class Held:
         try:
             table = canonical.decode(data)
             datasets = [Statement.from_dict(item) for item in table["datasets"]]
-            return cls(datasets, table["places"], dict(table["grants"]), set(table["revoked_keys"]))
-        except (BadMessage, KeyError, TypeError, ValueError):
+            claims = {
+                log: {card: _claim(card, *held) for card, held in known.items()}
+                for log, known in table.get("claims", {}).items()  # a file from before has none
+            }
+            return cls(datasets, table["places"], dict(table["grants"]), set(table["revoked_keys"]), claims)
+        except (BadMessage, KeyError, TypeError, ValueError, AttributeError):
             raise UsageError(f"{where}: damaged; allowed: the file of a backup") from None
+
+
+def _claim(card: str, time: Any, *roles: Any) -> Claim:
+    """A claim as stored.  Raises `BadMessage`."""
+    check_hex(card, "owner: card")
+    return Claim(tuple(sorted(read_roles(roles))), check_whole(time, "owner: time"))
 
 
 class ConsentFolder:

@@ -15,7 +15,7 @@ AMOUNTS = frozenset({"epsilon", "budget"})  # topics that are about privacy spen
 TOPICS = frozenset({
     "dataset", "version", "grantee", "kind", "algorithm", "model", "job", "receivers", "noise", "time", "owner",
     "approvals", "revoked", "keys", "self-issued", "catalog", "withdrawn", "purpose", "cohort", "uses", "epsilon",
-    "budget", "order", "none", "delta", "run",
+    "budget", "order", "none", "delta", "run", "role",
 })  # fmt: skip
 
 

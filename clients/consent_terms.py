@@ -13,7 +13,6 @@ from typing import Any
 
 from fl_core.errors import UsageError
 from fl_core.job import Job
-from fl_core.messages import COORDINATOR
 from fl_core.trust import canonical, order
 from fl_core.trust.catalog import to_micro
 from fl_core.trust.grants import ANY, Terms
@@ -68,7 +67,7 @@ class Wanted:
             kind=job.kind,
             algorithm=_algorithm(job),
             model=code_digest(custom) if custom else "",
-            receivers=tuple(name for name in dict.fromkeys(_receivers(job)) if name != owner),
+            receivers=tuple(name for name in dict.fromkeys(job.result_receivers) if name != owner),
             epsilon=to_micro(job.privacy.target_epsilon, up=True) if _is_private(job, owner) else 0,
             delta=job.privacy.target_delta,
             cohort=len(job.parties),
@@ -84,15 +83,6 @@ def _algorithm(job: Job) -> str:
     if job.kind == "predict":
         return job.predict.algorithm or "predict"
     return job.psi.protocol
-
-
-def _receivers(job: Job) -> list[str]:
-    parties = [party.name for party in job.parties]
-    if job.kind == "horizontal":
-        return [*parties, *job.train.receivers, *([COORDINATOR] if job.train.publish else [])]
-    if job.kind == "predict":
-        return list(job.predict.receivers) or [name for name in (job.predict.active,) if name]
-    return list(job.psi.receivers) or parties
 
 
 def _is_private(job: Job, owner: str) -> bool:

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from clients.consent import Leave
 from clients.consent_gate import Gate
+from clients.ended_keys import check_cards, take_up
 from clients.part import NodeConfig, bind, own_part
 from clients.role import Role, Step
 from clients.store import PartyStore, RunState
@@ -138,6 +139,9 @@ class Participant:
         view = self._view(packet)
         own = own_part(self.config, packet)
         job, party = bind(self.config, view, own, begun=self.state is not None)
+        take_up(self.store, packet, job, card)
+        if self.state is not None and "roster" in self.state.facts:
+            check_cards(self.store, self.roster().cards.values())
         facts = self.state.facts if self.state is not None else {}
         leave = None if party is None else self._gate.enter(packet, view, job, party, facts)
         extra: dict[str, Any] = {"card": self._card()} | ({} if leave is None else self._gate.shows(leave.grant.id))
@@ -195,6 +199,7 @@ class Participant:
         """Say whether this party would join, as joining would, and set nothing aside; no count leaves."""
         view = self._view(packet)
         job, party = bind(self.config, view, own_part(self.config, packet), begun=False)
+        take_up(self.store, packet, job, card)
         if party is not None:
             self._gate.look(packet, view, job, party)
         found = role_of(self, job, party).previewed()
@@ -214,6 +219,7 @@ class Participant:
         expected = {p.name: p.key for p in job.parties} | dict.fromkeys(job.train.receivers)
         view = public_digest(state.facts["view"])
         roster.check(run=self.config.run, job=view, expected=expected, me=self.store.identity.card)
+        check_cards(self.store, roster.cards.values())
         follow_shown(self.store.cards, packet.extra.get("rotations", []), log=packet.statement.log)
         self.store.cards.pin_all(roster.cards.values())
         state.facts["roster"] = packet.blobs["roster"].decode()

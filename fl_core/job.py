@@ -282,6 +282,16 @@ class Job:
         return self.train.min_parties or min(n, max(3, n - 1, n // 2 + 1))
 
     @property
+    def result_receivers(self) -> tuple[str, ...]:
+        """All who get a result; `coordinator` where it publishes the model."""
+        parties = tuple(party.name for party in self.parties)
+        if self.kind == "horizontal":
+            return (*parties, *self.train.receivers, *(("coordinator",) if self.train.publish else ()))
+        if self.kind == "predict":
+            return self.predict.receivers or tuple(name for name in (self.predict.active,) if name)
+        return self.psi.receivers or parties
+
+    @property
     def is_session(self) -> bool:
         """Whether the parties of this kind of job talk to each other."""
         return "session" in TABLES[self.kind]

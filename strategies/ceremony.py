@@ -29,6 +29,7 @@ from fl_core.trust.board import rotations_of
 from fl_core.trust.entry import Statement
 from fl_core.trust.grant_statements import Approval, read_body
 from fl_core.trust.roster import Roster
+from fl_core.trust.rotation_shown import FIELD, ends_of
 from strategies.coordination import Coordination, Event
 from strategies.dispatch import Dispatcher, Reply, Request
 
@@ -114,9 +115,14 @@ def check(dispatcher: Dispatcher, co: Coordination) -> dict[str, Reply]:
 
 
 def asking(co: Coordination) -> Callable[[str], Request]:
-    """What each party is told of the job when it is asked to join, with the order of whoever submitted it."""
+    """What each party is told of the job when it is asked to join, with the order of whoever submitted it.
+
+    Beside it go the keys that have ended, so that its owner need not have read the board before.
+    """
     blobs, body = {"job": canonical.encode(co.job.public()), **co.order}, {"job": co.job.digest()}
-    return lambda party: Request(body, blobs | ({"own": co.own[party]} if party in co.own else {}), {})
+    ended = ends_of(co.ledger)
+    extra = {FIELD: ended} if ended else {}
+    return lambda party: Request(body, blobs | ({"own": co.own[party]} if party in co.own else {}), extra)
 
 
 def _join(dispatcher: Dispatcher, co: Coordination) -> tuple[dict[str, Statement], list[Statement]]:

@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from clients.consent import Consent
+from clients.own_profile import check_contact
 from clients.part import Line
 from clients.policy import ASK, CONSENTS, KINDS, STANDING, Policy
 from fl_core.errors import UsageError
@@ -84,6 +85,7 @@ class Settings:
     refuse_unsafe: bool = False
     psi_protocol: str = "any"
     consent: str = STANDING
+    contact: str = ""
     version: int = VERSION
 
     def encode(self) -> bytes:
@@ -102,6 +104,7 @@ class Settings:
         if table.get("version") != VERSION:
             raise UsageError(f"{where}: a node of version {table.get('version')!r}; allowed: {VERSION}")
         table.setdefault("consent", ASK)  # a node made before there were grants asks for one
+        table.setdefault("contact", "")  # what a missing one allows is nothing
         known = [field.name for field in dataclasses.fields(cls)]
         for key in [key for key in table if key not in known]:
             raise UsageError(f"{where}: not a node's settings: key {key!r:.80}; allowed: {', '.join(known)}")
@@ -140,6 +143,13 @@ def _are_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
+def _is_contact(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and check_contact(value) == value
+    except UsageError:
+        return False
+
+
 # What each key of `node.json` may hold: in words, and how it is checked.
 _ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "name": ("text", lambda value: isinstance(value, str)),
@@ -151,6 +161,7 @@ _ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "refuse_unsafe": ("true or false", lambda value: isinstance(value, bool)),
     "psi_protocol": ("any, ecdh", lambda value: value in ("any", "ecdh")),
     "consent": ("standing, ask", lambda value: value in CONSENTS),
+    "contact": ("nothing, or one printable line of at most 200 characters", _is_contact),
 }
 
 

@@ -3,7 +3,8 @@
 Everybody admitted reads it. Whoever posts signs; the coordinator can leave a statement out, but makes, alters and
 widens none. Who may post what is asked at the door (`ACTIONS`, `fl_core.trust.roles`); here stands what a statement
 must be to be taken: of these kinds, well formed, within limits, by somebody who has a say in it. The same statement
-twice is taken once, so that a lost answer can be asked for again.
+twice is taken once, so that a lost answer can be asked for again. Who has a profile has taken on the ledger what its
+roles allow, and no more (`fl_core.trust.profile`).
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from fl_core.trust.grants import Signer
 from fl_core.trust.identity import Card, CardBook, Identity
 from fl_core.trust.ledger import Ledger
 from fl_core.trust.ledger_store import Place
-from fl_core.trust.roles import Action
+from fl_core.trust.profile import MEMBER_KINDS, Members, Profile, check_later
+from fl_core.trust.roles import Action, require
 from fl_core.trust.rotation import MAX_SHOWN, Revoked, follow, new_card
 
-READABLE = frozenset({"dataset", "grant-request", "grant", "grant-end", "rotate", "revoke"})
-KINDS = READABLE | {"card", "use"}
+READABLE = frozenset({"card", "profile", "dataset", "grant-request", "grant", "grant-end", "rotate", "revoke"})
+KINDS = READABLE | {"use"}
 ACTIONS: Mapping[str, Action] = MappingProxyType({
     "dataset": Action.PUBLISH_DATA,
     "grant-request": Action.REQUEST_GRANT,
@@ -34,7 +36,7 @@ ACTIONS: Mapping[str, Action] = MappingProxyType({
     "grant-end": Action.DECIDE_GRANT,
     "use": Action.CONTRIBUTE_DATA,
 })  # fmt: skip
-"""What a signer's roles must allow; a card, a rotation and the revocation of one's own key are everybody's."""
+"""What a signer's roles must allow; a card, a profile, a rotation and the end of one's own key are everybody's."""
 MAX_STATEMENTS, MAX_STATEMENT = 16, 128 << 10
 PAGE_ENTRIES, PAGE_BYTES = 500, 1 << 20
 
@@ -73,6 +75,8 @@ class LedgerBoard:
             For more than `MAX_STATEMENTS`, or one of more than `MAX_STATEMENT` bytes.
         BadMessage, BadSignature, WrongKey
             For one that is not of `KINDS`, is malformed, does not verify, or whose signer has no say in it.
+        RefusedError
+            For one that the roles in its signer's profile do not allow.
         """
         check_sizes([statement.encode() for statement in statements])
         with self._lock, Ledger.open(self._path, self._identity) as ledger:
@@ -108,8 +112,15 @@ class LedgerBoard:
         with Ledger.open(self._path, self._identity) as ledger:
             return ledger.card(name)
 
+    def profile(self, name: str) -> Profile | None:
+        """Return what the holder of the card that `name` has now says of itself, if anything."""
+        with self._lock, Ledger.open(self._path, self._identity) as ledger:
+            self._catch_up(ledger)
+            return self._profile(ledger.card(name), {})
+
     def _forget(self) -> None:
         self._catalog, self._places, self._upto = Catalog(), set[str](), 0
+        self._members = Members()
 
     def _catch_up(self, ledger: Ledger) -> None:
         """Take up what others have ordered since."""
@@ -118,7 +129,9 @@ class LedgerBoard:
             if entry.kind not in KINDS:
                 continue
             self._places.add(entry.statement.digest)
-            if entry.kind == "dataset":
+            if entry.kind in MEMBER_KINDS:
+                self._members.add(entry, ledger.signer(entry))
+            elif entry.kind == "dataset":
                 try:
                     self._catalog.add(entry.statement, ledger.signer(entry))
                 except FedsealError:  # it hides no good one; readers leave it out as well
@@ -127,19 +140,20 @@ class LedgerBoard:
 
     def _new(self, ledger: Ledger, statements: Iterable[Statement]) -> list[Statement]:
         """Check each after those before it; return those that are not there yet."""
-        new: list[Statement] = []
+        new: dict[str, Statement] = {}
         cards: dict[str, Card | None] = {}
+        profiles: dict[str, Profile] = {}
         for statement in statements:
             if statement.kind not in KINDS:
                 raise BadMessage(f"{statement.by}: a {statement.kind} statement; allowed: {', '.join(sorted(KINDS))}")
             if statement.log != ledger.log:
                 raise BadMessage(f"{statement.by}: a statement for {statement.log} in {ledger.log}")
             card = cards[statement.by] if statement.by in cards else ledger.card(statement.by)
-            if self._is_there(ledger, statement, card):
+            if statement.digest in new or self._is_there(ledger, statement, card):
                 continue
-            self._check(statement, card, cards)
-            new.append(statement)
-        return new
+            self._check(statement, card, cards, profiles)
+            new[statement.digest] = statement
+        return list(new.values())
 
     def _is_there(self, ledger: Ledger, statement: Statement, card: Card | None) -> bool:
         if statement.kind == "card":
@@ -149,8 +163,18 @@ class LedgerBoard:
             return any(other.digest == statement.digest for other in same)
         return statement.digest in self._places
 
-    def _check(self, statement: Statement, card: Card | None, cards: dict[str, Card | None]) -> None:
-        """Check what one statement says; `cards` are those changed by the statements before it."""
+    def _profile(self, card: Card | None, posted: Mapping[str, Profile]) -> Profile | None:
+        """The profile that goes with a card; `posted` are those that are not ordered yet, by name."""
+        if card is None:
+            return None
+        member = self._members.get(card.name)
+        profile = posted.get(card.name, member.profile if member is not None else None)
+        return profile if profile is not None and profile.card == card.fingerprint else None
+
+    def _check(
+        self, statement: Statement, card: Card | None, cards: dict[str, Card | None], profiles: dict[str, Profile]
+    ) -> None:
+        """Check what one statement says; `cards` and `profiles` are those changed by the statements before it."""
         if statement.run and statement.kind != "use":
             raise BadMessage(f"{statement.by}: a {statement.kind} statement of a run; allowed: outside any run")
         if statement.kind == "card":
@@ -158,7 +182,14 @@ class LedgerBoard:
             return
         if card is None:
             raise WrongKey(f"{statement.by}: has no card on this ledger, or it was revoked")
-        if statement.kind == "dataset":
+        said, action = self._profile(card, profiles), ACTIONS.get(statement.kind)
+        if said is not None and action is not None:
+            require(statement.by, said.held, action)
+        if statement.kind == "profile":
+            profile = Profile.read(statement, card)
+            check_later(profile, said, statement.by)
+            profiles[statement.by] = profile
+        elif statement.kind == "dataset":
             self._catalog.add(statement, card)
         elif statement.kind == "rotate":
             cards[statement.by] = new_card(statement, card)

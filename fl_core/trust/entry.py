@@ -22,6 +22,7 @@ KINDS = frozenset({
     "log", "card", "job", "join", "roster", "key", "update", "aggregate", "round", "metrics", "refusal",
     "failure", "drop", "resume", "publish", "receipt", "close", "session", "end", "stop", "node", "person",
     "served", "dataset", "grant", "grant-request", "grant-end", "use", "rotate", "revoke",
+    "profile",
 })  # fmt: skip
 MESSAGE_KINDS = frozenset({"request", "witness", "order"})  # of signed messages that no ledger holds
 MAX_BODY = 256 * 1024  # holds a digest for each of 1,024 parties

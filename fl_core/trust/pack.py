@@ -1,8 +1,8 @@
 """Writing an audit pack: one run's evidence as a folder of text files that `verify` checks offline.
 
 By default a pack holds the run's entries and those outside any run (cards, nodes, people, grants), each with a proof
-that it stands under the newest checkpoint; it shows nothing of other runs but the cards and keys first shown in them.
-With `whole` it holds the log up to that checkpoint, which alone can show that nothing of the run was left out.
+that it stands under the newest checkpoint; it shows nothing of other runs but cards, keys and profiles that stand in
+them. With `whole` it holds the log up to that checkpoint, which alone can show that nothing of the run was left out.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ README_TEXT = (
 )
 MAX_VALUES, MAX_LIST = 16 << 20, 1 << 20
 
-_ANY_RUN = ("card", "rotate", "revoke")
+_ANY_RUN = ("card", "profile", "rotate", "revoke")
 _HEAD = re.compile("[1-9][0-9]{0,14}")
 
 

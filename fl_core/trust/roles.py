@@ -50,8 +50,8 @@ class Action(StrEnum):
 
 ALLOWED: Mapping[Role, frozenset[Action]] = MappingProxyType({
     Role.DATA_OWNER: frozenset({
-        Action.PUBLISH_DATA, Action.DECIDE_GRANT, Action.CONTRIBUTE_DATA, Action.RECEIVE_RESULT, Action.SEE_CATALOG,
-        Action.READ_LEDGER, Action.WITNESS,
+        Action.PUBLISH_DATA, Action.DECIDE_GRANT, Action.CONTRIBUTE_DATA, Action.RECEIVE_RESULT,
+        Action.ASK_PREDICTIONS, Action.SEE_CATALOG, Action.READ_LEDGER, Action.WITNESS,
     }),
     Role.MODEL_OWNER: frozenset({
         Action.SUBMIT_JOB, Action.STOP_OWN_RUN, Action.SEE_RUNS, Action.REQUEST_GRANT, Action.RECEIVE_RESULT,

@@ -22,7 +22,7 @@ they are shown it, both signatures; no revocation makes anybody trust a new key.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -125,10 +125,20 @@ class Followed:
         `rotate` statements with the cards that signed them; what does not verify counts for nothing.
     log
         Of which log they must be.
+    ended
+        Fingerprints of cards that were revoked: nobody comes to be known by one, so that whoever forgets one by hand
+        does not meet it again at the head of the board.
     """
 
-    def __init__(self, book: CardBook | None, rotations: Iterable[tuple[Statement, Card]], *, log: str) -> None:
-        self._book, self._met = book, dict[str, Card]()
+    def __init__(
+        self,
+        book: CardBook | None,
+        rotations: Iterable[tuple[Statement, Card]],
+        *,
+        log: str,
+        ended: Collection[str] = (),
+    ) -> None:
+        self._book, self._met, self._ended = book, dict[str, Card](), frozenset(ended)
         self._next: dict[str, Card] = {}  # by the old card's fingerprint
         for statement, old in rotations:
             try:
@@ -142,6 +152,8 @@ class Followed:
             return
         pinned = met or (self._book.get(card.name) if self._book else None)
         newest = self._line(card)[-1]
+        if pinned is None and newest.fingerprint in self._ended:
+            return
         if pinned is None:
             if self._book is not None:
                 self._book.pin(newest)

@@ -112,10 +112,14 @@ def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
 @app.command(epilog="Example: fedseal coordinator register fedseal-node-card:eyJj…  (or the file it is in)")
 def register(
     card: Annotated[str, typer.Argument(metavar="CARD", help="What fedseal node init printed, or a file with it.")],
+    role: Annotated[
+        list[str] | None,
+        typer.Option("--role", help="data-owner (so without), receiver or model-owner; may be repeated."),
+    ] = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Let a node in, and pin its party's card."""
+    """Let a node in, and pin its party's card.  The same card again with other roles changes them."""
     from fl_core.trust.identity import CardBook
     from fl_core.trust.node_card import NodeCard
 
@@ -125,13 +129,14 @@ def register(
     cards = CardBook(folder.path / "cards.json")
     if cards.get(shown.name) is not None:
         cards.pin(shown.card)  # refuses another card than before
-    node = folder.nodes.register(shown)
+    node = folder.nodes.register(shown, role or ["data-owner"])
     cards.pin(shown.card)
-    _note(folder, "node", {"node": node.name, "card": node.fingerprint, "state": "registered"})
+    held = sorted(node.roles)
+    _note(folder, "node", {"node": node.name, "card": node.fingerprint, "state": "registered", "roles": held})
     if as_json:
-        print(json.dumps({"node": node.name, "fingerprint": node.fingerprint, "state": node.state}))
+        print(json.dumps({"node": node.name, "fingerprint": node.fingerprint, "state": node.state, "roles": held}))
     else:
-        print(f"node {node.name}: registered; compare with its owner: {node.fingerprint}")
+        print(f"node {node.name}: registered ({', '.join(held)}); compare with its owner: {node.fingerprint}")
 
 
 @app.command(epilog="Example: fedseal coordinator disable bank")

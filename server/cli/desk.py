@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +18,7 @@ from fl_core.errors import FedsealError, JobFailed, RefusedError, UsageError
 if TYPE_CHECKING:
     from clients.board import Board
     from clients.consent import Consent
+    from clients.own_profile import Said
     from fl_core.home import Home
     from fl_core.trust.entry import Statement
     from fl_core.trust.identity import Card, Identity
@@ -33,7 +33,7 @@ OWNER, ASKER, EITHER = "owner", "asker", "either"
 _DAY = timedelta(days=1)
 
 
-@dataclass
+@dataclasses.dataclass
 class Desk:
     """One person or party of this home.
 
@@ -79,28 +79,58 @@ class Desk:
             raise UsageError(f"{self.home.path}: no way to the coordinator's board; allowed: {allowed}")
         return self.board
 
-    def say(self, statements: Sequence[Statement], out: Path | None, *, by: Identity | None = None) -> str:
+    def said(self, out: Path | None = None) -> Said:
+        """What the one has said of itself: as the board shows it, else as its own folder has kept it.
+
+        With `out`, for a file: also where the board does not answer.
+        """
+        from clients.door import Unreachable
+        from clients.own_profile import Said, kept, said_on
+
+        own, shown = kept(self.folder, self.identity.card, log=self.log), Said()
+        try:
+            shown = said_on(self.board, self.identity.card) if self.board is not None else shown
+        except Unreachable:
+            if out is None:
+                raise
+        if shown.statement is not None:
+            return shown
+        return Said(own.statement, own.profile, shown.before or own.before)
+
+    def say(self, statements: Sequence[Statement], out: Path | None) -> str:
         """Post own statements, or write them to `out`; returns in words what was done.
 
-        Where the board does not take them they are kept in a file, for `fedseal grant post`.
+        One's card goes before them, and one's profile where the board does not show it. Where the board does not take
+        them they are kept in a file, for `fedseal grant post`.
         """
         from clients.board import introduce
-        from clients.statement_file import write_statements
+        from server.cli.desk_file import post_lines, write_parts
+        from server.cli.identity_profile import introduced
 
-        who = by or self.identity
-        items = [(statement, who.card) for statement in (introduce(who, log=self.log), *statements)]
         if out is not None:
-            write_statements(out, items)
-            return f"written to {out}; whoever has a pass posts it: fedseal grant post {out}"
+            held = dataclasses.replace(self.said(out), on_board=False)  # whoever posts it may have another board
+            said = introduced(self, statements, held)
+            files = write_parts(out, said, self.identity.card)
+            self._keep_profile(said)
+            return f"written to {out}; whoever has a pass posts it: {post_lines(files)}"
+        said = [introduce(self.identity, log=self.log), *statements]
         try:
-            size, _ = self.need_board("--out FILE").post([statement for statement, _ in items])
+            said = introduced(self, statements, self.said())
+            size, _ = self.need_board("--out FILE").post(said)
         except FedsealError as error:
-            path = self.folder / f"unposted-{statements[0].digest[:16]}.json"
-            if not path.exists():
-                write_statements(path, items)
+            path = self.folder / f"unposted-{said[-1].digest[:16]}.json"
+            files = [path] if path.exists() else write_parts(path, said, self.identity.card)
             kind = RefusedError if isinstance(error, RefusedError) else JobFailed
-            raise kind(f"{error}; signed, and kept in {path}: fedseal grant post {path}") from None
+            raise kind(f"{error}; signed, and kept in {path}: {post_lines(files)}") from None
+        self._keep_profile(said)
         return f"on the ledger ({size} entries)"
+
+    def _keep_profile(self, said: Sequence[Statement]) -> None:
+        from clients.own_profile import keep
+
+        for statement in said:
+            if statement.kind == "profile":
+                keep(self.folder, statement, self.identity.card)
 
     def sync(self) -> list[str]:
         """Take up what others have said of one's own data and grants, and whose keys have ended; what was refused."""
@@ -110,7 +140,7 @@ class Desk:
         if self.board is None:
             return []
         refused: list[str] = []
-        for posted in self.board.read(["grant-request", "grant", "grant-end"]):
+        for posted in self.board.read(["profile", "grant-request", "grant", "grant-end"]):
             if posted.entry.by == self.identity.name:
                 continue
             try:
@@ -145,15 +175,15 @@ def open_desk(home: Path | None, name: str | None, *, role: str = ASKER) -> Iter
     place = Home.open(home)
     with ExitStack() as stack:
         identity = orders.person(place, name or _own_name(place, role))
-        board, log = _board(stack, place, identity.name)
+        board, log = board_of(stack, place, identity.name)
         yield Desk(place, identity, log, board)
 
 
 def has_pass(home: Home) -> bool:
     """Whether this home holds a pass, or one is named from outside."""
-    from server.runtimes.remote import PASS_VARIABLE
+    from server.runtimes import remote
 
-    return bool(os.environ.get(PASS_VARIABLE)) or (home.path / "pass.json").exists()
+    return remote.has_pass(home)
 
 
 def nodes_of(home: Home) -> list[str]:
@@ -181,7 +211,7 @@ def _own_name(home: Home, role: str) -> str:
     if role != ASKER and len(nodes) == 1:
         return nodes[0]
     if has_pass(home):
-        return _pass_name(home)
+        return pass_name(home)
     if len(nodes) == 1:
         return nodes[0]
     if role == OWNER:
@@ -190,7 +220,8 @@ def _own_name(home: Home, role: str) -> str:
     return orders.ENGINEER
 
 
-def _pass_name(home: Home) -> str:
+def pass_name(home: Home) -> str:
+    """Whom the pass of this home is for.  Raises UsageError for one that does not hold."""
     from fl_core.trust import certificates
     from server.runtimes.remote import read_pass
 
@@ -198,7 +229,11 @@ def _pass_name(home: Home) -> str:
     return certificates.check(held.person.certificate, authority=held.federation.authority, purpose="client").name
 
 
-def _board(stack: ExitStack, home: Home, name: str) -> tuple[Board | None, str]:
+def board_of(stack: ExitStack, home: Home, name: str) -> tuple[Board | None, str]:
+    """Return the board that `name` of this home reads, if any, and the log's origin; `stack` closes it.
+
+    Raises UsageError where a node has no coordinator yet.
+    """
     from clients.board import DoorBoard, LocalBoard
     from clients.door import DoorClient
     from fl_core.trust.checkpoint import log_id

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,26 +13,22 @@ from server.cli.desk import (
     EITHER,
     OWNER,
     AsOption,
-    Desk,
     OutOption,
     dataset_name,
     line,
-    now_ms,
     open_desk,
     until_ms,
 )
 from server.cli.options import HomeOption, JsonOption
 
 if TYPE_CHECKING:
-    from fl_core.trust.catalog import DatasetCard
-    from fl_core.trust.grants import Terms
+    from fl_core.trust.grants import Grant, Terms
 
 app = typer.Typer(
     help="Ask for the use of data, and say yes or no to it: each node opens its data for granted jobs only.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-DAYS = 30
 IdArgument = Annotated[
     str, typer.Argument(metavar="ID|FILE", help="8 digits of it or more, from grant list; or a file of --out.")
 ]
@@ -75,6 +71,7 @@ def request(
     """Ask a data owner for a grant, under your key."""
     from fl_core.errors import IntegrityError
     from fl_core.trust.grant_statements import GrantRequest
+    from server.cli.grant_terms import asked_terms
 
     owner, data = dataset_name(dataset)
     asked = {
@@ -84,7 +81,7 @@ def request(
     with open_desk(home, name) as desk:
         desk.check_way(out)
         try:
-            terms = _asked_terms(desk, asked, job)
+            terms = asked_terms(desk, asked, job)
             statement = GrantRequest(terms).sign(desk.identity, log=desk.log)
         except IntegrityError as error:  # a text, a number or a name that terms cannot hold
             raise UsageError(f"grant request: {error}") from None
@@ -95,96 +92,44 @@ def request(
         line(f"request {statement.digest[:16]}: {_words(terms)}; {done}")
 
 
-def _asked_terms(desk: Desk, asked: dict[str, Any], job: Path | None) -> Terms:
-    from fl_core.trust.catalog import to_micro
-    from fl_core.trust.grants import ANY, Signer, Terms
-
-    card = _listed(desk, asked["owner"], asked["dataset"])
-    wanted = _of_job(job, asked)
-    kinds = tuple(asked["kind"] or wanted.get("kinds", ()))
-    if not kinds:
-        raise UsageError("grant request: no --kind; allowed: --kind horizontal, say, or --job JOB.toml")
-    purpose = asked["purpose"] or (card.purposes[0] if card is not None and len(card.purposes) == 1 else "")
-    if not purpose or (card is not None and purpose not in card.purposes):
-        allowed = ", ".join(card.purposes) if card is not None else "one of those on the dataset's card"
-        raise UsageError(f"--purpose {purpose!r:.80}; allowed: {allowed}")
-    if card is None and asked["this_version"]:
-        raise UsageError("--this-version: the dataset's card is not known here; allowed: where the board is reached")
-    amount = wanted.get("epsilon", 0) if asked["epsilon"] is None else to_micro(asked["epsilon"], up=False)
-    uses, now = asked["uses"] or 1, now_ms()
-    if asked["epsilon"] is None:
-        amount *= uses
-    return Terms(
-        owner=asked["owner"],
-        dataset=asked["dataset"],
-        version=card.version if card is not None and asked["this_version"] else "",
-        grantee=Signer.of(desk.identity.card),
-        kinds=kinds,
-        algorithms=tuple(asked["algorithm"] or wanted.get("algorithms", (ANY,))),
-        model=wanted.get("model", ""),
-        job=wanted.get("job", ""),
-        private_only=amount > 0,
-        uses=uses,
-        epsilon=amount,
-        receivers=tuple(asked["receivers"] or wanted.get("receivers", (desk.identity.name,))),
-        not_before=now,
-        not_after=until_ms(asked["until"]) if asked["until"] else now + DAYS * 86_400_000,
-        purpose=purpose,
-    )
-
-
-def _listed(desk: Desk, owner: str, name: str) -> DatasetCard | None:
-    """The dataset's card; None where no board can be read."""
-    from clients.board import read_catalog
-
-    if desk.board is None:
-        return None
-    found, _ = read_catalog(desk.board)
-    listing = found.get(owner, name)
-    if listing is None or listing.withdrawn:
-        known = ", ".join(f"{held.card.owner}/{held.card.name}" for held in found.listings()) or "none is published"
-        raise UsageError(f"{owner}/{name}: not offered; allowed: {known}"[:400])
-    return listing.card
-
-
-def _of_job(path: Path | None, asked: dict[str, Any]) -> dict[str, Any]:
-    """What a job file says of the grant that it needs."""
-    if path is None:
-        return {}
-    from clients.consent_terms import Wanted
-    from fl_core.config import load_job
-
-    wanted = Wanted.of(load_job(path, []), owner=asked["owner"], dataset=asked["dataset"])
-    return {
-        "kinds": (wanted.kind,), "algorithms": (wanted.algorithm,), "model": wanted.model, "job": wanted.job,
-        "receivers": wanted.receivers, "epsilon": wanted.epsilon,
-    }  # fmt: skip
-
-
 @app.command(
     epilog="Examples: fedseal grant approve 3f2a9c01 --uses 1 --until 2026-06-30 · fedseal grant approve request.json "
-    "--out approval.json"
+    "--out approval.json · several in turn, each with its own key: fedseal grant approve 3f2a9c01 --then legal --then "
+    "bank --as dpo, then fedseal grant approve 9c1d44ab --as legal, and last the owner, bank"
 )
 def approve(
-    wanted: IdArgument,
+    wanted: Annotated[
+        list[str],
+        typer.Argument(metavar="ID|FILE...", help="8 digits of it or more, from grant list; or files of --out."),
+    ],
     uses: UsesOption = None,
     epsilon: EpsilonOption = None,
     until: UntilOption = None,
     receivers: Annotated[
         list[str] | None, typer.Option("--receivers", metavar="NAME", help="Fewer than were asked for.")
     ] = None,
+    then: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--then", metavar="NAME[=FINGERPRINT]", help="Who signs after you, in turn; the owner of the data is last."
+        ),
+    ] = None,
     name: AsOption = None,
     out: OutOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say yes to a request, to all of it or to less; or sign a grant that waits for you as one of several."""
+    """Say yes to a request, to all of it or to less; or sign a grant that waits for you as one of several.
+
+    Whoever signs first, before the owner, names the others with --then; they sign the grant by its own ID.
+    """
     from fl_core.trust.catalog import to_micro
     from fl_core.trust.grant_statements import Approval
+    from server.cli.grant_chain import begin, check_asked, take_up
 
     with open_desk(home, name, role=OWNER) as desk:
         desk.check_way(out)
-        about = _take_up(desk, wanted)
+        about = take_up(desk, wanted, chain=True)
         if any(waiting.digest.startswith(about) for waiting in desk.consent.waiting()):
             statement = desk.consent.approve(
                 about,
@@ -193,17 +138,31 @@ def approve(
                 epsilon=None if epsilon is None else to_micro(epsilon, up=False),
                 until=None if until is None else until_ms(until),
                 receivers=tuple(receivers) if receivers else None,
+                chain=begin(desk, about, then or ()),
             )
-        elif any(given is not None for given in (uses, epsilon, until, receivers)):
+        elif any(given is not None for given in (uses, epsilon, until, receivers)) or then:
             raise UsageError(f"{about:.64}: no request that waits here; a grant is signed as it is, without options")
         else:
+            check_asked(desk, about)
             statement = desk.consent.sign(about, log=desk.log)
         grant = Approval.from_dict(statement.body).grant
         done = desk.say([statement], out)
     if as_json:
-        print(json.dumps({"grant": grant.id, "terms": grant.to_dict()["terms"], "done": done}))
+        chain = [signer.name for signer in grant.approvals]
+        print(json.dumps({"grant": grant.id, "terms": grant.to_dict()["terms"], "approvals": chain, "done": done}))
     else:
         line(f"grant {grant.id[:16]}: {_words(grant.terms)}; {done}")
+        if len(grant.approvals) > 1:
+            _show_chain(grant, statement.by)
+
+
+def _show_chain(grant: Grant, last: str) -> None:
+    """Who has signed, `last` the last of them, and who follows; fingerprints, so that people can compare them."""
+    word = "signed"
+    for signer in grant.approvals:
+        line(f"  {word:<7} {signer.name:<20} {signer.fingerprint}")
+        if signer.name == last:
+            word = "then"
 
 
 @app.command(epilog='Example: fedseal grant deny 3f2a9c01 --reason "another purpose than ours"')
@@ -236,10 +195,13 @@ def _end(
     act: str, wanted: str, reason: str, name: str | None, out: Path | None, home: Path | None, as_json: bool
 ) -> None:
     from fl_core.errors import IntegrityError
+    from server.cli.grant_chain import check_own, take_up
 
     with open_desk(home, name, role=OWNER) as desk:
         desk.check_way(out)
-        about = _take_up(desk, wanted)
+        about = take_up(desk, [wanted])
+        if act == "deny":
+            check_own(desk, about)
         try:
             sign = desk.consent.deny if act == "deny" else desk.consent.revoke
             statement = sign(about, reason, log=desk.log)
@@ -252,26 +214,6 @@ def _end(
     else:
         what = "request" if act == "deny" else "grant"
         line(f"{what} {ended[:16]}: {'denied' if act == 'deny' else 'revoked'}, {done}")
-
-
-def _take_up(desk: Desk, wanted: str) -> str:
-    """What is meant, by its id or in a file, after what the board has to say was taken up."""
-    desk.sync()
-    path = Path(wanted)
-    if not path.is_file():
-        return wanted
-    from clients.statement_file import read_statements
-
-    found = []
-    for statement, card in read_statements(path):
-        if statement.kind == "card":
-            continue
-        if statement.log != desk.log:
-            raise UsageError(f"{path}: signed for {statement.log}; allowed: for {desk.log}")
-        found.append(desk.consent.receive(statement, card))
-    if len(found) != 1:
-        raise UsageError(f"{path}: {len(found)} requests or grants; allowed: one")
-    return found[0]
 
 
 @app.command(epilog="Example: fedseal grant post request.json  (in a home with a pass, or that of the ledger)")

@@ -24,27 +24,29 @@ if TYPE_CHECKING:
     from fl_core.trust.grant_store import Account
     from server.cli.desk import Desk
 
+UNSIGNED = "not yet signed by all"
+
 
 def as_owner(consent: Consent, ended: frozenset[str]) -> dict[str, Any]:
     """`waiting`: requests without an answer; `granted`: grants with what is used and left; both JSON-able.
 
-    `ended`: fingerprints of cards that count no more.
+    A grant that several sign says who has (`signed`), who has not (`missing`) and whose `turn` it is. `ended`:
+    fingerprints of cards that count no more.
     """
     waiting = [
         {"request": held.digest, "grantee": held.request.terms.grantee.name, "terms": _terms(held.request.terms)}
         for held in consent.waiting()
+        if held.request.terms.owner == consent.identity.name  # not those for others' data, begun here as one of several
     ]
     return {"waiting": waiting, "granted": [_granted(account, ended) for account in consent.grants()]}
 
 
 def _granted(account: Account, ended: frozenset[str]) -> dict[str, Any]:
     terms, usage = account.grant.terms, account.usage
-    missing = [signer.name for signer in account.grant.approvals[len(account.approvals) :]]
     return {
         "grant": account.grant.id,
         "grantee": terms.grantee.name,
-        "state": _state(account.grant, ended, missing=missing, revoked=bool(account.revoked)),
-        "missing": missing,
+        **_stand(account.grant, ended, signed=len(account.approvals), revoked=bool(account.revoked)),
         "self_issued": account.grant.self_issued,
         "terms": _terms(terms),
         "uses": {
@@ -61,6 +63,14 @@ def _granted(account: Account, ended: frozenset[str]) -> dict[str, Any]:
     }
 
 
+def _stand(grant: Grant, ended: frozenset[str], *, signed: int, revoked: bool) -> dict[str, Any]:
+    """How a grant stands, of whose chain the first `signed` have."""
+    names = [signer.name for signer in grant.approvals]
+    state = _state(grant, ended, missing=names[signed:], revoked=revoked)
+    turn = names[signed] if state == UNSIGNED else ""
+    return {"state": state, "signed": names[:signed], "missing": names[signed:], "turn": turn}
+
+
 def _state(grant: Grant, ended: frozenset[str], *, missing: list[str], revoked: bool) -> str:
     terms = grant.terms
     if revoked:
@@ -68,7 +78,7 @@ def _state(grant: Grant, ended: frozenset[str], *, missing: list[str], revoked: 
     if {signer.fingerprint for signer in (terms.grantee, *grant.approvals)} & ended:
         return "ended: it names a key that was changed or revoked"
     if missing:
-        return "not yet signed by all"
+        return UNSIGNED
     now = now_ms()
     return "ended" if now >= terms.not_after else "active" if now >= terms.not_before else "not begun"
 
@@ -100,14 +110,17 @@ def _answer(request: str, terms: Terms, posted: list[Posted], ended: frozenset[s
             grants[body.grant.id] = body.grant
         elif isinstance(body, Denial) and body.about == request and one.entry.by == terms.owner:
             reason = body.reason
+    told: dict[str, Any] = {"state": "waiting"} if reason is None else {"state": "denied", "reason": reason}
     for grant in grants.values():
-        revoked = revoked_by(grant, signed)
-        missing = [signer.name for signer in grant.approvals[len(approved_by(grant, signed)) :]]
-        state = _state(grant, ended, missing=missing, revoked=bool(revoked))
+        revoked, count = revoked_by(grant, signed), len(approved_by(grant, signed))
+        if count < len(grant.approvals) and (revoked or reason is not None or told["state"] != "waiting"):
+            continue  # begun by some of several, and given up; or another one says more
         why = [b.reason for b in map(_body, posted) if isinstance(b, Revocation) and b.about == grant.id and revoked]
-        told = {"grant": grant.id, "granted": _terms(grant.terms), "missing": missing}
-        return {"state": state, **told, **({"reason": why[0]} if why else {})}
-    return {"state": "waiting"} if reason is None else {"state": "denied", "reason": reason}
+        told = {"grant": grant.id, "granted": _terms(grant.terms), **({"reason": why[0]} if why else {})}
+        told |= _stand(grant, ended, signed=count, revoked=bool(revoked))
+        if count == len(grant.approvals):
+            break
+    return told
 
 
 def _body(one: Posted) -> Any:
@@ -165,13 +178,23 @@ def _in_words(grantee: str, terms: dict[str, Any]) -> str:
 def show_all(found: dict[str, Any]) -> None:
     """For a person."""
     name = found["name"]
-    if found["waiting"]:
+    mine = [held for held in found["granted"] if held["turn"] == name]
+    others = [held for held in found["granted"] if held["turn"] not in ("", name)]
+    if found["waiting"] or mine:
         line(f"waiting for {name}:")
     for held in found["waiting"]:
         line(f"  {held['request'][:16]}  {_in_words(held['grantee'], held['terms'])}")
-    if found["granted"]:
+    for held in mine:
+        line(f"  {held['grant'][:16]}  grant to {_in_words(held['grantee'], held['terms'])}")
+        line(f"  {'':<16}  {_in_turn(held)}: fedseal grant approve {held['grant'][:16]}")
+    if others:
+        line(f"waiting for others, with {name} among those who sign:")
+    for held in others:
+        line(f"  {held['grant'][:16]}  grant to {_in_words(held['grantee'], held['terms'])}")
+        line(f"  {'':<16}  {_in_turn(held)}")
+    if given := [held for held in found["granted"] if not held["turn"]]:
         line(f"granted by {name}:")
-    for held in found["granted"]:
+    for held in given:
         _show_granted(held)
     if found["asked"]:
         line(f"asked for by {name}:")
@@ -179,13 +202,19 @@ def show_all(found: dict[str, Any]) -> None:
         terms = held.get("granted", held["terms"])
         line(f"  {held['request'][:16]}  {held['state']}: {_in_words(name, terms)}")
         if "grant" in held:
-            line(f"  {'':<16}  grant {held['grant'][:16]}")
+            line(f"  {'':<16}  grant {held['grant'][:16]}" + (f", {_in_turn(held)}" if held["turn"] else ""))
         if "reason" in held:
             line(f"  {'':<16}  {held['reason']}")
     if not (found["waiting"] or found["granted"] or found["asked"]):
         line(f"{name}: nothing waits, was granted or asked for; fedseal grant request --help")
     for text in found["refused"]:
         line(f"left out: {text}")
+
+
+def _in_turn(held: dict[str, Any]) -> str:
+    """Who of several has signed, and who comes next."""
+    signed = ", ".join(held["signed"]) or "nobody yet"
+    return f"signed by {signed}; next " + ", then ".join(held["missing"])
 
 
 def _show_granted(held: dict[str, Any]) -> None:

@@ -39,6 +39,10 @@ ConsentOption = Annotated[
     str | None,
     typer.Option("--consent", metavar="standing|ask", help="standing: jobs may use the data; ask: by grants only."),
 ]
+ContactOption = Annotated[
+    str | None,
+    typer.Option("--contact", metavar="TEXT", help="How to reach you; fedseal identity describe says it on the board."),
+]
 PsiOption = Annotated[
     str | None,
     typer.Option("--psi-protocol", metavar="any|ecdh", help="Take part in psi by this protocol only."),
@@ -68,6 +72,7 @@ def init(
     ] = False,
     psi_protocol: PsiOption = None,
     consent: ConsentOption = None,
+    contact: ContactOption = None,
     federation: Annotated[
         Path | None, typer.Option("--federation", help="federation.json of the coordinator, instead of asking it.")
     ] = None,
@@ -90,7 +95,7 @@ def init(
         verify(coordinator, found)
     settings = _changed(Settings(name, coordinator), data, query, max_epsilon, allow, allow_code)
     settings = dataclasses.replace(settings, refuse_unsafe=refuse_unsafe)
-    settings = _with_consent(_with_psi(settings, psi_protocol), consent)
+    settings = _with_contact(_with_consent(_with_psi(settings, psi_protocol), consent), contact)
     folder = NodeFolder.create(Home.open(home), settings, authority=found.authority)
     folder.pin(found.coordinator)
     folder.agree()
@@ -119,6 +124,7 @@ def set(
     refuse_unsafe: Annotated[bool | None, typer.Option("--refuse-unsafe/--take-unsafe")] = None,
     psi_protocol: PsiOption = None,
     consent: ConsentOption = None,
+    contact: ContactOption = None,
     name: NameOption = None,
     home: HomeOption = None,
 ) -> None:
@@ -127,7 +133,7 @@ def set(
     settings = _changed(folder.settings(), data, query, max_epsilon, allow, allow_code)
     if refuse_unsafe is not None:
         settings = dataclasses.replace(settings, refuse_unsafe=refuse_unsafe)
-    settings = _with_consent(_with_psi(settings, psi_protocol), consent)
+    settings = _with_contact(_with_consent(_with_psi(settings, psi_protocol), consent), contact)
     folder.save(settings)
     folder.agree(anew=consent is not None)
     print(f"node {folder.name}: saved")
@@ -151,6 +157,12 @@ def _with_consent(settings: Settings, consent: str | None) -> Settings:
     if consent not in CONSENTS:
         raise UsageError(f"--consent {consent}; allowed: {', '.join(CONSENTS)}")
     return dataclasses.replace(settings, consent=consent)
+
+
+def _with_contact(settings: Settings, contact: str | None) -> Settings:
+    from clients.own_profile import check_contact
+
+    return settings if contact is None else dataclasses.replace(settings, contact=check_contact(contact))
 
 
 def _with_psi(settings: Settings, protocol: str | None) -> Settings:

@@ -120,6 +120,7 @@ def serve(
         if len(model or ()) != 1:
             raise UsageError("--convert: one --model is converted at a time")
         return _convert(_named((model or [""])[0])[1], tracking, naming, convert, label, out, as_json)
+    from server.cli.serve_members import members_reader
     from server.serving.door import CAPACITY
     from server.serving.host import Naming, Settings, host_predictions
     from server.web.site import page_address
@@ -157,7 +158,7 @@ def serve(
         parts=tuple(_vertical(text, tuple(vertical_id or ())) for text in vertical or ()),
         min_trees=min_trees,
     )
-    host_predictions(opened, settings, say)
+    host_predictions(opened, settings, say, members=members_reader(opened))
     return None
 
 

@@ -1,9 +1,10 @@
 """The board at the door: who may put what on it, how much, and what the coordinator's registers make of it.
 
 A statement is taken if its signer's roles allow its kind, and those of whoever hands it in. Signers are people with a
-pass, and the parties of registered nodes, which are data owners. A card is taken from the person of that name, whose
-certificate the call shows, or where it is the card of the registered node; it is pinned then, and changes by a rotation
-only. A revocation takes the pass back and the node out: both are the operator's to give again.
+pass, and the parties of registered nodes, which are data owners and what else they were registered as. A profile claims
+no more than these registers give; what it leaves out, its signer may not do either. A card is taken from the person of
+that name, whose certificate the call shows, or where it is the card of the registered node; it is pinned then, and
+changes by a rotation only. A revocation takes the pass back and the node out: both are the operator's to give again.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fl_core.errors import JobFailed, RefusedError, UsageError, WrongKey
@@ -21,10 +23,11 @@ from fl_core.trust.board import ACTIONS, KINDS, LedgerBoard, Posted, check_kinds
 from fl_core.trust.checkpoint import log_id
 from fl_core.trust.entry import Statement
 from fl_core.trust.identity import Card, CardBook
+from fl_core.trust.profile import Profile
 from fl_core.trust.roles import Action, Role
 from fl_core.trust.rotation import Revoked
 from server.coordinator.folder import CoordinatorFolder
-from server.coordinator.nodes import ENABLED
+from server.coordinator.nodes import ENABLED, Node
 from server.coordinator.submission import Caller
 
 A_MINUTE = 60  # statements of one person
@@ -64,17 +67,20 @@ class PublicBoard:
         TooFast
             For more than `A_MINUTE` of one person in a minute.
         MissingRole
-            Where the signer's or the caller's roles do not allow a kind.
+            Where the signer's or the caller's roles do not allow a kind, or a profile claims others.
         IntegrityError
             For what does not verify, or is by somebody who has no say in it.
         """
         check_sizes(data)
         self._rate.take(caller.name, len(data))
-        shown: dict[str, Card | None] = {}
-        statements = [self._taken(Statement.decode(item), caller, shown) for item in data]
+        before = _Before({}, {})
+        statements = [self._taken(Statement.decode(item), caller, before) for item in data]
         with self._lock:  # a card is looked up, ordered and pinned in one go
             known = {s.by for s in statements if s.kind == "card" and self._cards.get(s.by) is not None}
-            size, added = self._board.post(statements)
+            try:
+                size, added = self._board.post(statements)
+            except RefusedError as error:
+                raise MissingRole(str(error)) from None
             for statement in statements:
                 if statement.kind == "card":
                     self._pin(statement, caller, known)
@@ -94,9 +100,9 @@ class PublicBoard:
         """Of nodes and people, as the coordinator has pinned them."""
         return CardBook(self._folder.path / "cards.json")
 
-    def _taken(self, statement: Statement, caller: Caller, shown: dict[str, Card | None]) -> Statement:
-        """The statement as it goes on the board; `shown` are the cards that came before it.  Raises unless caller and
-        signer may say it.
+    def _taken(self, statement: Statement, caller: Caller, before: _Before) -> Statement:
+        """The statement as it goes on the board; `before` is what came before it.  Raises unless caller and signer
+        may say it.
         """
         if statement.kind not in KINDS:
             raise UsageError(f"a {statement.kind} statement; allowed: {', '.join(sorted(KINDS))}")
@@ -104,14 +110,19 @@ class PublicBoard:
             raise RefusedError(f"{COORDINATOR}: what it says comes from its own machine")
         if statement.kind == "card":
             self._check_card(statement, caller)
-            shown[statement.by] = statement.shown_card()
+            before.cards[statement.by] = statement.shown_card()
         elif statement.kind == "revoke" and Revoked.read(statement).name != statement.by:
-            return self._in_its_place(statement, caller, self._board.card(statement.by) or shown.get(statement.by))
+            card = self._board.card(statement.by) or before.cards.get(statement.by)
+            return self._in_its_place(statement, caller, card)
         elif statement.by != caller.name and not self._is_node(statement.by):
             raise RefusedError(f"a statement of {statement.by}; allowed: your own, or of a registered node")
-        if (action := ACTIONS.get(statement.kind)) is not None:
+        if statement.kind == "profile":
+            before.claims[statement.by] = self._checked_claim(statement)
+        elif statement.kind in ("rotate", "revoke"):
+            before.claims[statement.by] = None
+        elif (action := ACTIONS.get(statement.kind)) is not None:
             _require(caller.name, roles.held(caller.roles), action)
-            _require(statement.by, self._roles_of(statement.by), action)
+            _require(statement.by, self._roles_of(statement.by, before.claims), action)
         return statement
 
     def _in_its_place(self, statement: Statement, caller: Caller, card: Card | None) -> Statement:
@@ -148,18 +159,53 @@ class PublicBoard:
             body = {"person": caller.name, "certificate": caller.certificate, "card": card.fingerprint}
             self._note("person", "", body | {"state": "introduced"})
 
-    def _roles_of(self, name: str) -> frozenset[Role]:
-        person = self._folder.people.holder(name)
+    def _checked_claim(self, statement: Statement) -> frozenset[Role]:
+        """The roles that a profile claims.  Raises unless the registers give them, and know its certificate."""
+        name, profile = statement.by, Profile.from_dict(statement.body)
+        given = self._given(name)
+        if beyond := profile.held - given:
+            allowed = f"allowed: {', '.join(sorted(given)) or 'none'}"
+            raise MissingRole(f"profile of {name}: roles {', '.join(sorted(beyond))} are not its own; {allowed}")
+        holders = (self._node(name), self._folder.people.holder(name))
+        known = [holder.fingerprint for holder in holders if holder is not None]
+        if profile.certificate and profile.certificate not in known:
+            allowed = f"allowed: {', '.join(f'{mark[:16]}…' for mark in known)} or none"
+            raise WrongKey(f"profile of {name}: certificate {profile.certificate[:16]}… is not its own; {allowed}")
+        return profile.held
+
+    def _roles_of(self, name: str, claims: dict[str, frozenset[Role] | None]) -> frozenset[Role]:
+        """What the registers give, cut down to what the profile claims; `claims` are of this post, and kept for it."""
+        if name not in claims:
+            profile = self._board.profile(name)
+            claims[name] = None if profile is None else profile.held
+        claim, given = claims[name], self._given(name)
+        return given if claim is None else given & claim
+
+    def _given(self, name: str) -> frozenset[Role]:
+        person, node = self._folder.people.holder(name), self._node(name)
         own = person.held if person is not None else frozenset()
-        return own | {Role.DATA_OWNER} if self._is_node(name) else own
+        return own | node.held if node is not None else own
 
     def _is_node(self, name: str) -> bool:
-        return self._node_card(name) is not None
+        return self._node(name) is not None
+
+    def _node(self, name: str) -> Node | None:
+        """The enabled node of that name."""
+        node = self._folder.nodes.all().get(name)
+        return node if node is not None and node.state == ENABLED else None
 
     def _node_card(self, name: str) -> Card | None:
         """The card that an enabled node was registered with."""
-        node = self._folder.nodes.all().get(name)
-        return Card.from_dict(node.card["card"]) if node is not None and node.state == ENABLED else None
+        node = self._node(name)
+        return Card.from_dict(node.card["card"]) if node is not None else None
+
+
+@dataclass
+class _Before:
+    """What the statements before one in the same post bring: by name the card, and the roles that a profile claims."""
+
+    cards: dict[str, Card | None]
+    claims: dict[str, frozenset[Role] | None]
 
 
 class Rate:

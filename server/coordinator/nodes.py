@@ -1,7 +1,8 @@
 """The nodes an operator has registered, in `nodes.json` of the coordinator's folder.
 
 The file is what is wanted; the service brings Flower's SuperLink in line with it (`flower_id`), and the filter in front
-of the SuperLink lets only enabled nodes through.  A damaged entry keeps out its own node and no other.
+of the SuperLink lets only enabled nodes through.  A damaged entry keeps out its own node and no other.  A node is its
+party's to hold data, and what else the operator registered it as (`roles`).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,20 +22,28 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from fl_core.errors import JobFailed, UsageError
 from fl_core.files import locked, write_atomic
 from fl_core.trust.node_card import NodeCard
+from fl_core.trust.roles import Role, read_roles
 
 ENABLED, DISABLED = "enabled", "disabled"
+ROLES = (Role.DATA_OWNER.value, Role.RECEIVER.value, Role.MODEL_OWNER.value)  # of a node
 _CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """One registered node; `flower_id` is Flower's number of it, 0 until the SuperLink knows it."""
+    """One registered node; `flower_id` is Flower's number of it, 0 until the SuperLink knows it, `roles` of `ROLES`."""
 
     name: str
     fingerprint: str
     card: dict[str, Any]
     state: str = ENABLED
     flower_id: int = 0
+    roles: tuple[str, ...] = (Role.DATA_OWNER.value,)
+
+    @property
+    def held(self) -> frozenset[Role]:
+        """The roles that the registration gives."""
+        return read_roles(self.roles)
 
     @property
     def key(self) -> bytes:
@@ -90,9 +99,18 @@ class Nodes:
                 nodes[name], taken[node.key] = node, name
         return nodes, damaged
 
-    def register(self, card: NodeCard) -> Node:
-        """Add a node.  Raises `UsageError` where the key is none or the name or the key is taken by another card."""
-        node = Node(card.name, card.fingerprint, card.to_dict())
+    def register(self, card: NodeCard, roles: Iterable[str] = (Role.DATA_OWNER.value,)) -> Node:
+        """Add a node, or give the one with this card other roles.
+
+        Raises `UsageError` where the key is none, the name or the key is taken by another card, or a role is none of
+        `ROLES`.
+        """
+        given = tuple(sorted(set(roles)))
+        wrong = [word for word in given if word not in ROLES]
+        if wrong or not given:
+            what = f"role {wrong[0]!r:.40}" if wrong else "no role"
+            raise UsageError(f"node {card.name}: {what}; allowed: {', '.join(ROLES)}")
+        node = Node(card.name, card.fingerprint, card.to_dict(), roles=given)
         with self._changed() as nodes:
             before = nodes.get(card.name)
             if before is not None and before.fingerprint != node.fingerprint:
@@ -101,7 +119,7 @@ class Nodes:
                     f" allowed: fedseal coordinator remove {card.name} first"
                 )
             _check_key(node, {other.key: name for name, other in nodes.items()})
-            nodes[card.name] = before or node
+            nodes[card.name] = node if before is None else dataclasses.replace(before, roles=given)
             return nodes[card.name]
 
     def set_state(self, name: str, state: str) -> Node:
@@ -156,11 +174,19 @@ def _node(name: str, held: Any) -> Node:
     try:
         node = Node(name=name, **held)
         kinds = [type(value) for value in (node.fingerprint, node.card["key"], node.flower_id)]
-    except (TypeError, KeyError):
+        node = dataclasses.replace(node, roles=_roles(node.roles))
+    except (TypeError, KeyError, ValueError):
         kinds = []
     if kinds != [str, str, int] or node.state not in (ENABLED, DISABLED):
         raise UsageError(f"node {name}: its entry is damaged")
     return node
+
+
+def _roles(held: Any) -> tuple[str, ...]:
+    """The roles of an entry, which a file has as a list.  Raises `ValueError` or `TypeError`."""
+    if not isinstance(held, list | tuple) or not held or len(set(held)) < len(held) or not set(held) <= set(ROLES):
+        raise ValueError("roles")
+    return tuple(held)
 
 
 def _check_key(node: Node, taken: Mapping[bytes, str]) -> None:

@@ -15,6 +15,7 @@ from fl_core.errors import JobFailed, UsageError, WaitTimeout
 from fl_core.job import Job
 from fl_core.processes import from_here
 from server.coordinator.folder import CoordinatorFolder
+from server.coordinator.rights import check_parties
 from server.coordinator.submission import Caller, Events, save
 from server.registry import RunFolder, RunInfo, all_runs, find, find_unfinished, new_run_id
 from server.runtimes.superlink import SuperLink
@@ -58,7 +59,9 @@ class Runs:
         if job.runtime != "deployment":
             raise UsageError(f"runtime {job.runtime!r}; allowed at a coordinator: deployment")
         names = [p.name for p in job.parties] + list(job.train.receivers)
-        return job, self.folder.nodes.flower_ids(names)
+        numbers = self.folder.nodes.flower_ids(names)
+        check_parties(job, self.folder.nodes.all())
+        return job, numbers
 
     def start_check(
         self, table: Mapping[str, Any], *, order: Mapping[str, bytes] | None = None

@@ -86,7 +86,10 @@ def members(audit: Audit) -> str:
         if member.consent is not None:
             terms = f'<div class="soft">{text(member.consent.terms)}</div>' if member.consent.terms else ""
             consent = f'<span class="{member.consent.tone}">{text(member.consent.words)}</span>{terms}'
-        rows += f"<tr><td>{text(member.name)}</td><td>{text(member.role)}</td><td>{consent}</td><td>{key}</td></tr>"
+        said = f'<div class="soft">its card says: {text(member.said)}</div>' if member.said else ""
+        rows += (
+            f"<tr><td>{text(member.name)}</td><td>{text(member.role)}{said}</td><td>{consent}</td><td>{key}</td></tr>"
+        )
     if not rows:
         return ""
     note = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -20,6 +20,7 @@ from fl_core.trust.grant_statements import Approval, Used, approved_by, revoked_
 from fl_core.trust.grants import Grant, Signer
 from fl_core.trust.identity import Card
 from fl_core.trust.ledger import Ledger
+from fl_core.trust.profile import members_of
 
 _FAR = 253_402_300_800_000  # the year 10000, in ms
 
@@ -41,7 +42,8 @@ class Member:
     """One who took part; texts, empty where there is none.
 
     key : fingerprint of its card. data : commitment. spent, allowed, used, budget : ε, of this run, that its grant
-    allows, that all runs drew from the dataset by grants, and of the dataset in all; as decimal texts.
+    allows, that all runs drew from the dataset by grants, and of the dataset in all; as decimal texts. said : what its
+    card's holder signed of its roles, and its contact.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Member:
     allowed: str = ""
     used: str = ""
     budget: str = ""
+    said: str = ""
 
 
 class Consents:
@@ -60,6 +63,7 @@ class Consents:
 
     def __init__(self, ledger: Ledger, run: str) -> None:
         self._ledger, self._run = ledger, run
+        self._known = members_of(ledger)
         self._signed: list[tuple[Statement, Card]] = []
         self._grants: dict[str, Grant] = {}
         self._drawn: dict[tuple[str, str], int] = {}  # by grant and run
@@ -70,6 +74,10 @@ class Consents:
 
     def members(self, entries: Iterable[Entry]) -> Iterator[Member]:
         """Everybody of a run, the parties in the order of the roster."""
+        for member in self._members(entries):
+            yield replace(member, said=self._said(member.name))
+
+    def _members(self, entries: Iterable[Entry]) -> Iterator[Member]:
         held = list(entries)
         job: Mapping[str, Any] = next((e.body for e in held if e.kind == "job"), {})
         roster: Mapping[str, Any] = next((e.body for e in held if e.kind == "roster" and e.by == COORDINATOR), {})
@@ -107,6 +115,12 @@ class Consents:
             from_micro(drawn),
             from_micro(card.epsilon) if card else "",
         )
+
+    def _said(self, name: str) -> str:
+        known = self._known.get(name)
+        if known is None or known.profile is None:
+            return ""
+        return "; ".join(part for part in (", ".join(known.profile.roles), known.profile.contact) if part)
 
     def _consent(self, join: Mapping[str, Any], number: str, grant: Grant | None) -> Consent:
         if join.get("self_issued") or (grant is not None and grant.self_issued):

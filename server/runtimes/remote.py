@@ -48,6 +48,11 @@ class Interrupted(JobFailed):
     code = "interrupted"
 
 
+def has_pass(home: Home) -> bool:
+    """Whether this home holds a pass, or one is named from outside."""
+    return bool(os.environ.get(PASS_VARIABLE)) or (home.path / "pass.json").exists()
+
+
 def read_pass(home: Home) -> Pass:
     """The pass that `FEDSEAL_PASS` names, or this home's (`fedseal login FILE`).  Raises `UsageError`."""
     path = Path(os.environ.get(PASS_VARIABLE) or home.path / "pass.json")

@@ -112,6 +112,7 @@ class Door:
     ----------
     ledger : of the model's owner, open for writing under `identity`.
     clients : by name. capacity : blocks at a time.
+    standing : raises RefusedError for a client's card that opens nothing (any more).
     """
 
     def __init__(
@@ -124,7 +125,9 @@ class Door:
         *,
         capacity: int = CAPACITY,
         watcher: Watcher | None = None,
+        standing: Callable[[Card], None] = lambda _: None,
     ) -> None:
+        self._standing = standing
         self.card, self.log = identity.card, ledger.log
         self.clients, self.quota, self.accounts = clients, quota, accounts
         self.watcher: Watcher = watcher or Counts()
@@ -140,6 +143,7 @@ class Door:
         _caller.name = statement.by
         if client.until and time.time() > client.until:
             raise RefusedError(f"{statement.by}: its time here has ended")
+        self._standing(client.card)
         if _caller.context is not None and not _caller.entered:  # until the call ends, see `Guarded`
             self.places.enter(statement.by)
             _caller.entered = True

@@ -30,6 +30,7 @@ from fl_core.trust.federation import host_port
 from fl_core.trust.identity import Card, Identity
 from fl_core.trust.ledger import Ledger
 from fl_core.trust.once import create_once
+from fl_core.trust.profile import Members
 from server.predict import Prediction, Server, handler
 from server.serving.accounts import Accounts, Quota
 from server.serving.door import CAPACITY, Client, Door
@@ -39,6 +40,7 @@ from server.serving.model import Served, serve_linear, serve_network
 from server.serving.page import Model, Owner, Page
 from server.serving.receipts import Receipts
 from server.serving.sources import find
+from server.serving.standing import check_owner, standing_of
 from server.serving.tls import held_by, read_pair
 from server.serving.vertical import VerticalPrediction
 from server.serving.vertical import handler as vertical_handler
@@ -124,12 +126,16 @@ def certificate(folder: Path, hosts: tuple[str, ...]) -> Pair:
     return certificates.issue_server(Pair(shown.read_bytes(), held.read_bytes()), list(hosts))
 
 
-def host_predictions(home: Home, settings: Settings, say: Say) -> None:
-    """Serve until SIGTERM or SIGINT; SIGHUP reads the models again."""
+def host_predictions(
+    home: Home, settings: Settings, say: Say, *, members: Callable[[], Members] | None = None
+) -> None:
+    """Serve until SIGTERM or SIGINT; SIGHUP reads the models again.  `members` reads a board, where there is one."""
     try:
         address, _ = host_port(settings.listen)
     except ValueError:
         raise UsageError(f"--listen {settings.listen!r}; allowed: HOST:PORT") from None
+    if settings.models:
+        check_owner(home)
     folder = private_dir(home.path / "serving")
     identity = Identity.load_or_create(folder, settings.name)
     models, parts = _load(folder, settings)
@@ -140,9 +146,11 @@ def host_predictions(home: Home, settings: Settings, say: Say) -> None:
     pair = read_pair(*settings.tls) if settings.tls else certificate(folder, hosts)
     quota = Quota(settings.rows_a_day, settings.requests_a_second)
     accounts = Accounts(folder / "accounts.db")
-    with Ledger.open(folder / "ledger.db", identity) as ledger:
+    with standing_of(members, say) as standing, Ledger.open(folder / "ledger.db", identity) as ledger:
         metrics = Metrics(clients)
-        door = Door(identity, ledger, accounts, clients, quota, capacity=settings.capacity, watcher=metrics)
+        door = Door(
+            identity, ledger, accounts, clients, quota, capacity=settings.capacity, watcher=metrics, standing=standing
+        )
         service, vertical = Prediction(door, models), VerticalPrediction(door, parts)
         handlers = handler(service) | (vertical_handler(vertical) if parts else {})
         server = Server(handlers, settings.listen, pair, capacity=settings.capacity)

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from clients import consent_folder
 from clients.consent import Consent
 from clients.consent_data import place_of, version_of
+from clients.consent_folder import ConsentFolder, Held
 from clients.consent_order import NotGranted, OverGranted, topics_of
 from clients.consent_terms import Wanted, code_digest, narrowed, word_of
 from clients.sql_source import SqlSource
-from fl_core.errors import BadMessage, BadSignature, RefusedError, UsageError
+from fl_core.errors import BadMessage, BadSignature, RefusedError, UsageError, WrongKey
 from fl_core.trust import canonical, order
+from fl_core.trust.entry import Statement
 from fl_core.trust.grant_statements import Approval, GrantRequest, Revocation
 from fl_core.trust.grants import Signer
 from fl_core.trust.identity import Identity
+from fl_core.trust.profile import Profile
+from fl_core.trust.roles import Role
 from tests.clients.owners import COORDINATOR, END, EVE, LAB, LOG, NOW, VERSION, Owner, altered, job_of, ordered
 
 
@@ -550,6 +556,198 @@ def test_a_chain_signs_in_turn_and_the_owner_last(owner, tmp_path):
     assert owner.weigh().grant.id == id
     with pytest.raises(UsageError, match="waits for nobody"):
         owner.consent.sign(id, log=LOG)
+
+
+# ---- roles that others claim
+
+
+def profile(*roles, by=LAB, time=1, log=LOG):
+    return Profile(by.card.fingerprint, tuple(sorted(roles)), "", "", time).sign(by, log=log)
+
+
+def show(owner, *roles, by=LAB, **changes):
+    assert owner.consent.receive(profile(*roles, by=by, **changes), by.card) == by.card.fingerprint
+
+
+def look(owner, by=LAB):
+    blobs = ordered(owner.job, by, look=True)
+    owner.consent.look(owner.wanted(owner.job), view=owner.job.public(), log=LOG, blobs=blobs, now=NOW)
+
+
+def refused_for_role(act):
+    with pytest.raises(NotGranted) as caught:
+        act()
+    text = "role: lab (receiver, auditor) may not submit or check a job; allowed: model-owner"
+    assert str(caught.value) == text
+
+
+def test_an_order_beyond_the_claimed_roles_opens_nothing_whatever_grant_there_is(owner):
+    owner.grant()
+    owner.consent.standing("credit", ["horizontal"], log=LOG)
+    show(owner, "auditor", "receiver")
+    for strict in (True, False):
+        refused_for_role(lambda strict=strict: owner.weigh(strict=strict))
+    refused_for_role(lambda: look(owner))
+    assert owner.consent.uses() == ()
+    show(owner, "auditor", "model-owner", time=2)
+    look(owner)
+    assert owner.weigh().new
+
+
+def test_a_refusal_for_a_role_travels_with_its_topic(owner):
+    owner.grant()
+    show(owner, "auditor")
+    with refused("role"):
+        owner.weigh()
+    with refused("role"):
+        look(owner)
+
+
+def test_a_local_job_beyond_its_submitters_roles_signs_itself_no_grant(tmp_path):
+    owner = Owner(tmp_path)
+    show(owner, "auditor", "receiver")
+    refused_for_role(lambda: owner.weigh(strict=False))
+    assert owner.consent.grants() == ()
+    assert owner.weigh(strict=False, blobs=ordered(owner.job, EVE)).new  # of whom nothing is known
+
+
+def test_a_run_that_had_its_use_is_told_again_and_one_under_way_does_not_come_back(owner):
+    owner.grant()
+    over, on = ordered(owner.job), ordered(owner.job)
+    owner.weigh("run-1", blobs=over)
+    owner.consent.done("run-1")
+    owner.weigh("run-2", blobs=on)
+    show(owner, "auditor", "receiver")
+    assert owner.weigh("run-1", blobs=over, began=_began(over, owner)).over
+    refused_for_role(lambda: owner.weigh("run-2", blobs=on, began=_began(on, owner)))
+
+
+def test_an_older_profile_shown_later_gives_no_right_back(owner):
+    owner.grant()
+    show(owner, "auditor", "receiver", time=5)
+    for time in (1, 4, 5):
+        show(owner, "model-owner", time=time)
+        refused_for_role(owner.weigh)
+    again = Owner(owner.path.parent)  # it is kept
+    refused_for_role(again.weigh)
+    show(again, "model-owner", time=6)
+    assert owner.weigh().new
+
+
+def test_a_profile_that_its_holder_did_not_sign_for_this_card_is_not_believed(owner):
+    owner.grant()
+    show(owner, "auditor", "receiver")
+    stolen = Statement(**{**profile("model-owner", time=9).to_dict(), "sig": "00" * 64})
+    body = profile("model-owner", time=9).body
+    impostor = Identity.create("lab")
+    for kind, statement, card in (
+        (BadSignature, stolen, LAB.card),
+        (BadSignature, profile("model-owner", time=9), EVE.card),
+        (BadSignature, Statement.make(impostor, log=LOG, kind="profile", run="", body=body), LAB.card),
+        (WrongKey, Statement.make(impostor, log=LOG, kind="profile", run="", body=body), impostor.card),
+        (WrongKey, Statement.make(EVE, log=LOG, kind="profile", run="", body=body), EVE.card),
+        (BadMessage, Statement.make(LAB, log=LOG, kind="profile", run="run-1", body=body), LAB.card),
+        (BadMessage, Statement.make(LAB, log=LOG, kind="profile", run="", body={**body, "contact": "\n"}), LAB.card),
+    ):
+        with pytest.raises(kind):
+            owner.consent.receive(statement, card)
+    refused_for_role(owner.weigh)
+
+
+def test_a_profile_of_another_log_counts_in_that_log_only(owner):
+    owner.grant()
+    show(owner, "auditor", log="fedseal/" + "0" * 16)
+    assert owner.weigh().new
+    show(owner, "auditor", "receiver")
+    show(owner, "model-owner", time=9, log="fedseal/" + "0" * 16)
+    refused_for_role(lambda: owner.weigh("run-2"))
+
+
+def test_the_roles_of_a_key_that_ended_are_forgotten_and_not_taken_again(owner):
+    show(owner, "auditor")
+    show(owner, "model-owner", by=EVE)
+    owner.consent.distrust(LAB.card.fingerprint)
+    show(owner, "model-owner", time=2)
+    held = ConsentFolder(owner.path / "consent").read()
+    assert {log: set(known) for log, known in held.claims.items()} == {LOG: {EVE.card.fingerprint}}
+
+
+def test_a_request_beyond_the_claimed_roles_is_not_kept(owner):
+    show(owner, "data-owner")
+    with pytest.raises(RefusedError, match=r"lab \(data-owner\) may not ask for a grant; allowed: model-owner"):
+        owner.ask()
+    assert owner.consent.waiting() == ()
+    owner.ask(EVE)
+    show(owner, "data-owner", "model-owner", time=2)
+    owner.ask()
+    assert len(owner.consent.waiting()) == 2
+
+
+def test_claims_are_bounded_and_the_newest_stay(owner, monkeypatch):
+    monkeypatch.setattr(consent_folder, "MAX_CLAIMS", 3)
+    people = [Identity.create(f"p{n}") for n in range(6)]
+    for number in (3, 1, 5, 2, 4, 0):  # the order in which they are shown
+        show(owner, "auditor", by=people[number], time=number)
+    for number in range(6):
+        show(owner, "auditor", by=people[number], time=number)
+    known = ConsentFolder(owner.path / "consent").read().claims[LOG]
+    assert set(known) == {person.card.fingerprint for person in people[3:]}
+
+
+def test_an_owners_file_from_before_profiles_is_read(owner):
+    path = owner.path / "consent" / "owner.json"
+    owner.grant()
+    table = canonical.decode(path.read_bytes())
+    del table["claims"]
+    path.write_bytes(canonical.encode(table))
+    assert owner.weigh().new
+    show(owner, "auditor", "receiver")
+    refused_for_role(lambda: owner.weigh("run-2"))
+
+
+CARD = LAB.card.fingerprint
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        [], "x", 7, {LOG: []}, {LOG: {CARD: []}}, {LOG: {CARD: [1]}}, {LOG: {CARD: [1, "king"]}}, {LOG: {CARD: 1}},
+        {LOG: {CARD: ["1", "auditor"]}}, {LOG: {CARD: [True, "auditor"]}}, {LOG: {CARD: [-1, "auditor"]}},
+        {LOG: {"ab": [1, "auditor"]}}, {LOG: {CARD: [1, ["auditor"]]}}, {LOG: {CARD: {"1": "auditor"}}},
+        {LOG: {CARD: "1a"}},
+    ],
+    ids=lambda claims: str(claims).replace(LOG, "LOG").replace(CARD, "CARD"),
+)  # fmt: skip
+def test_damaged_claims_open_nothing_and_are_not_written_over(owner, claims):
+    owner.grant()
+    path = owner.path / "consent" / "owner.json"
+    path.write_bytes(canonical.encode({**canonical.decode(path.read_bytes()), "claims": claims}))
+    before = path.read_bytes()
+    for act in (owner.weigh, lambda: look(owner), lambda: show(owner, "model-owner", time=9)):
+        with pytest.raises(UsageError, match=r"owner\.json: damaged; allowed: the file of a backup"):
+            act()
+    assert path.read_bytes() == before and owner.consent.uses() == ()
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([LAB, EVE]), st.sets(st.sampled_from(sorted(Role)), min_size=1), st.integers(0, 5)),
+        max_size=12,
+    )
+)
+@settings(max_examples=60, deadline=None)
+def test_what_is_known_is_the_newest_in_whatever_order_it_was_shown(shown):
+    held = Held()
+    for who, roles, time in shown:
+        said = Profile(who.card.fingerprint, tuple(sorted(roles)), "", "", time)
+        if held.news(said, LOG):
+            held.take(said, LOG)
+    held = Held.decode(held.encode(), Path("owner.json"))
+    for who in (LAB, EVE):
+        times = [time for one, _, time in shown if one is who]
+        claim = held.claims.get(LOG, {}).get(who.card.fingerprint)
+        first = next((roles for one, roles, time in shown if one is who and time == max(times)), None)
+        assert (claim and claim.held) == first and (claim and claim.time) == max(times, default=None)
 
 
 # ---- the catalog

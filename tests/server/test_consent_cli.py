@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
-import sys
-import unicodedata
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,90 +12,27 @@ import pytest
 from clients.board import LocalBoard, introduce
 from clients.consent import Consent
 from clients.describe import describe
-from clients.node.folder import NodeFolder, Settings, Source
 from clients.sql_source import SqlSource
 from clients.statement_file import read_statements, write_statements
 from fl_core.errors import DataError, UsageError
 from fl_core.home import Home
-from fl_core.processes import free_port
-from fl_core.trust import certificates
 from fl_core.trust.entry import Statement
-from fl_core.trust.federation import Pass
 from fl_core.trust.identity import CardBook, Identity
 from fl_core.trust.ledger import Ledger
 from fl_core.trust.verify import verify_ledger
 from server.cli.desk import until_ms
-from server.cli.main import main
-from server.coordinator.door import Door, open_door
-from server.coordinator.folder import Addresses, CoordinatorFolder
+from tests.server.cli.shell import CSV, HOSTILE, Shell, ask, make_node, publish, serve_door
 
-CSV = "id,age,income,name,y\n" + "".join(f"{n},{20 + n},{n * 1.5},x{n},{n % 2}\n" for n in range(123))
 COMMANDS = [
     "data publish", "data list", "data show", "data withdraw", "grant request", "grant approve", "grant deny",
     "grant revoke", "grant list", "grant post", "identity show", "identity list", "identity rotate", "identity revoke",
+    "identity describe", "identity members", "identity forget",
 ]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Done:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        assert self.code == 0, self.err
-        return json.loads(self.out)
-
-
-class Shell:
-    """`fedseal …` in this process; nothing that a terminal obeys may come out."""
-
-    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self.path, self.home = path, path / "home"
-        self._patch, self._capsys = monkeypatch, capsys
-        monkeypatch.chdir(path)
-        monkeypatch.delenv("FEDSEAL_PASS", raising=False)
-        monkeypatch.setenv("FEDSEAL_HOME", str(self.home))
-        monkeypatch.setenv("COLUMNS", "200")
-
-    def __call__(self, *words: object, home: Path | None = None) -> Done:
-        self._patch.setattr(sys, "argv", ["fedseal", *map(str, words), *(["--home", str(home)] if home else [])])
-        self._capsys.readouterr()
-        code: Any = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code or 0
-        said = self._capsys.readouterr()
-        for text in (said.out, said.err):
-            assert not [c for c in text if c != "\n" and unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp")], text
-        return Done(code, said.out, said.err)
-
-    def json(self, *words: object, home: Path | None = None) -> Any:
-        return self(*words, "--json", home=home).json
-
-    def fails(self, code: int, *words: object, home: Path | None = None) -> str:
-        done = self(*words, home=home)
-        assert (done.code, done.out) == (code, ""), done
-        assert done.err.startswith("fedseal: ") and done.err.count("\n") == 1, done.err
-        return done.err
 
 
 @pytest.fixture
 def shell(tmp_path, monkeypatch, capsys) -> Shell:
-    (tmp_path / "credit.csv").write_text(CSV)
     return Shell(tmp_path, monkeypatch, capsys)
-
-
-def publish(shell: Shell, name: str = "credit", *more: object, home: Path | None = None) -> Any:
-    words = ("data", "publish", "credit.csv", "--name", name, "--purpose", "credit scoring", "--epsilon", "8")
-    return shell.json(*words, "--as", "bank", *more, home=home)
-
-
-def ask(shell: Shell, *more: object) -> str:
-    words = ("grant", "request", "bank/credit", "--kind", "horizontal", "--uses", 3, "--epsilon", "4")
-    return str(shell.json(*words, "--until", "2099-12-31", *more)["request"])
 
 
 # ---- help
@@ -256,9 +189,6 @@ def test_a_day_ends_at_its_end():
 # ---- what a terminal would obey
 
 
-HOSTILE = "x\x1b[2J\x9b31m\u202eoob\u2028\x07"
-
-
 @pytest.mark.parametrize(
     "words",
     [
@@ -395,7 +325,7 @@ def test_rotation_carries_standing_grants_over(shell):
 
 @pytest.mark.parametrize("killed", ["after posting", "after the data"])
 def test_a_rotation_that_was_cut_short_is_taken_up_again(shell, monkeypatch, killed):
-    import server.cli.identity as module
+    import server.cli.identity_keys as module
 
     publish(shell)
 
@@ -444,12 +374,7 @@ def test_a_revoked_key_is_set_aside_and_the_name_begins_anew(shell, by):
 
 @pytest.fixture
 def node(shell, tmp_path) -> Path:
-    """A node's home whose data are bound; the coordinator's is the shell's own."""
-    coordinator = LocalBoard(Home.open(shell.home)).coordinator
-    home = Home.open(tmp_path / "node")
-    settings = Settings("bank", "localhost:1", sources={"credit": Source(str(shell.path / "credit.csv"))})
-    NodeFolder.create(home, settings, authority=b"").pin(coordinator.card)
-    return home.path
+    return make_node(shell, tmp_path / "node")
 
 
 def test_a_node_without_a_pass_speaks_in_files(shell, node, tmp_path):
@@ -459,7 +384,7 @@ def test_a_node_without_a_pass_speaks_in_files(shell, node, tmp_path):
     shell(*words, "--out", "card.json", home=node)
     assert "is a file already" in shell.fails(2, *words, "--out", "card.json", home=node)
     assert shell.json("data", "list", home=node)["datasets"][0]["name"] == "credit"
-    assert shell.json("grant", "post", "card.json")["added"] == 2
+    assert shell.json("grant", "post", "card.json")["added"] == 3  # the card, the profile, the dataset
     assert shell.json("grant", "post", "card.json")["added"] == 0
     request = ask(shell, "--out", "request.json")
     assert shell.json("grant", "list")["asked"] == []
@@ -481,7 +406,7 @@ def test_a_node_without_a_pass_rotates_in_two_steps(shell, node):
     shell("grant", "post", "turn.json")
     shell("identity", "rotate", "--done", "--out", "again.json", home=node)
     assert shell.json("identity", "show", home=node)["fingerprint"] == told["new"]
-    assert shell.json("grant", "post", "again.json")["added"] == 1
+    assert shell.json("grant", "post", "again.json")["added"] == 2  # the profile, the dataset
     assert len(shell.json("data", "list")["datasets"]) == 1
 
 
@@ -503,27 +428,8 @@ def test_a_file_for_another_log_or_that_was_altered_is_refused(shell, node, tmp_
 
 @pytest.fixture
 def deployment(shell, tmp_path):
-    """A coordinator's door; `enter(name, role)` makes a home with a pass."""
-    folder = CoordinatorFolder.create(
-        Home.open(tmp_path / "coordinator"), Addresses(("localhost",), "127.0.0.1", 0, free_port(), 0)
-    )
-    identity = folder.identity()
-
-    def note(kind: str, run: str, body: dict[str, Any]) -> None:
-        with Ledger.open(folder.home.ledger, identity) as ledger:
-            ledger.append([Statement.make(identity, log=ledger.log, kind=kind, run=run, body=body)])
-
-    server = open_door(Door(folder, None, lambda act: act(), note), folder, note)
-
-    def enter(name: str, role: str) -> Path:
-        pair = certificates.issue_client(folder.authority(), name=name, roles=[role])
-        folder.people.add(certificates.check(pair.certificate, authority=folder.authority_pem, purpose="client"))
-        home = Home.open(tmp_path / f"home-{name}").path
-        (home / "pass.json").write_bytes(Pass(folder.federation(), pair).encode())
-        return home
-
-    yield folder, enter
-    server.stop(0).wait(10)
+    with serve_door(tmp_path) as made:
+        yield made
 
 
 def test_owners_and_engineers_meet_at_the_door(shell, deployment):
@@ -552,7 +458,7 @@ def test_what_the_door_refuses_is_kept_to_be_handed_in_later(shell, deployment):
     text = shell.fails(3, "data", "publish", "credit.csv", "--name", "c", "--purpose", "x", home=ann)
     kept = next((ann / "parties/ann").glob("unposted-*.json"))
     assert f"fedseal grant post {kept}" in text and "allowed: data-owner" in text
-    assert [statement.kind for statement, _ in read_statements(kept)] == ["card", "dataset"]
+    assert [statement.kind for statement, _ in read_statements(kept)] == ["card", "profile", "dataset"]
 
 
 # ---- the page

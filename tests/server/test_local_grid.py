@@ -42,6 +42,13 @@ def make_grid(tmp_path: Path) -> Iterator[Make]:
         grid.close()
 
 
+def threads(pid: int) -> int:
+    try:
+        return len(os.listdir(f"/proc/{pid}/task"))
+    except FileNotFoundError:
+        return 0
+
+
 def ask(grid: LocalGrid, node: int, step: str = "query.echo", ttl: float = 60.0, **what: Any) -> Message:
     return grid.create_message(question(**what), step, node, "0", ttl=ttl)
 
@@ -101,7 +108,8 @@ def test_worker_killed_while_idle_is_forked_again_without_an_error(make_grid: Ma
     grid = make_grid(1, 1)
     (first,) = grid.send_and_receive([ask(grid, 2)], timeout=60)
     os.kill(said(first)["pid"], signal.SIGKILL)
-    wait_until(lambda: state(said(first)["pid"]) in "ZX", "the worker to die", 10)
+    pid = said(first)["pid"]
+    wait_until(lambda: state(pid) in "ZX" and threads(pid) <= 1, "all its threads to die", 60)
     (again,) = grid.send_and_receive([ask(grid, 2)], timeout=60)
     assert said(again)["pid"] != said(first)["pid"]
 

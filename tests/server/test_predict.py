@@ -69,6 +69,7 @@ class Place:
     """A service of its own in a folder, and clients of it."""
 
     def __init__(self, path: Path, quota=Quota(10**6, 1000.0), capacity=8, models=None, until=0.0) -> None:
+        self.ended: set[str] = set()  # names whose keys the federation's board shows as revoked
         self.path, self.identity = path, Identity.load_or_create(path / "owner", "lab")
         self.clinic = Identity.load_or_create(path / "clinic", "clinic")
         authority = certificates.make_authority("test")
@@ -84,12 +85,17 @@ class Place:
         known = {"clinic": Client(self.clinic.card, self.until)}
         self.counts = Counts()
         door = Door(
-            self.identity, self.ledger, self.accounts, known, self.quota, capacity=self.capacity, watcher=self.counts
-        )
+            self.identity, self.ledger, self.accounts, known, self.quota, capacity=self.capacity, watcher=self.counts,
+            standing=self.standing,
+        )  # fmt: skip
         self.service = Prediction(door, self.models)
         self.server = Server(handler(self.service), "127.0.0.1:0", self.pair)
         self.receipts = Receipts(self.ledger, self.accounts, seconds=30.0)
         self.address = f"localhost:{self.server.port}"
+
+    def standing(self, card) -> None:
+        if card.name in self.ended:
+            raise RefusedError(f"{card.name}: its key was revoked")
 
     def stop(self) -> None:
         self.server.stop(1.0)
@@ -376,6 +382,16 @@ def test_an_expired_client_is_refused(fresh):
     place = fresh(until=time.time() - 1)
     with pytest.raises(RefusedError, match="its time here has ended"):
         place.client().models()
+
+
+def test_a_client_whose_key_is_revoked_while_it_is_served_is_refused(fresh):
+    place = fresh()
+    with place.client() as client:
+        assert client.models()
+        place.ended.add("clinic")
+        with pytest.raises(RefusedError, match="its key was revoked"):
+            client.models()
+    assert place.counts.refusals == 1
 
 
 @pytest.mark.parametrize("change", ["old", "future", "server", "method", "kind", "field", "nonce", "garbage"])

@@ -15,7 +15,7 @@ from .proofs import check_consistency, check_inclusion
 from .report import Report
 from .stream import Leaf, StoredCheckpoint
 
-ANY_RUN = frozenset({"log", "card", "rotate", "revoke"})  # whose key is whose is needed from every run
+ANY_RUN = frozenset({"log", "card", "profile", "rotate", "revoke"})  # whose key is whose is needed from every run
 MAX_GAPS = 20
 
 

@@ -39,6 +39,7 @@ KINDS = frozenset({
     "log", "card", "job", "join", "roster", "key", "update", "aggregate", "round", "metrics", "refusal",
     "failure", "drop", "resume", "publish", "receipt", "close", "session", "end", "stop", "node", "person",
     "served", "dataset", "grant", "grant-request", "grant-end", "use", "rotate", "revoke",
+    "profile",
 })  # fmt: skip
 # a run with one of these did something that its parties should have witnessed
 WORK = frozenset({"key", "update", "aggregate", "round", "metrics", "publish", "receipt", "close", "session"})

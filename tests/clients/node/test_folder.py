@@ -207,7 +207,8 @@ def test_a_decision_that_is_misspelt_is_not_ignored(folder, fields):
      {"limits": {"*": 10**400}}, {"kinds": "horizontal"}, {"kinds": ["antigravity"]}, {"code": "ours:make"},
      {"code": [7]}, {"refuse_unsafe": "no"}, {"refuse_unsafe": 0}, {"name": None}, {"coordinator": "fed.example"},
      {"sources": {"credit": {"place": 7, "query": None}}}, {"sources": {"credit": {"place": "/data/x.csv"}}},
-     {"sources": {"loans": {"place": "/data/x.csv", "query": 7}}}],
+     {"sources": {"loans": {"place": "/data/x.csv", "query": 7}}}, {"contact": None}, {"contact": "a\x1b[2J"},
+     {"contact": "x" * 201}],
     ids=str,
 )  # fmt: skip
 def test_a_decision_of_the_wrong_kind_is_refused(folder, fields):
@@ -227,6 +228,9 @@ def test_a_decision_that_got_lost_does_not_open_the_node(folder, field):
     path.write_text(json.dumps(table))
     if field == "consent":  # a node from before there were grants
         assert folder.policy().consent == "ask"
+        return
+    if field == "contact":  # a node from before there were profiles
+        assert folder.settings().contact == ""
         return
     with pytest.raises(UsageError, match=rf"node\.json: not a node's settings: {field} is missing; allowed: ."):
         folder.policy()

@@ -68,12 +68,17 @@ def test_pack_of_a_witnessed_run_is_valid(scene: Scene, tmp_path: Path, whole: b
     json.dumps(report.to_dict())
 
 
-def test_pack_of_a_run_shows_nothing_of_other_runs_but_their_cards(scene: Scene, tmp_path: Path) -> None:
+def test_pack_of_a_run_shows_nothing_of_other_runs_but_their_cards_and_profiles(scene: Scene, tmp_path: Path) -> None:
+    card = scene.parties["bank_a"].card.fingerprint
+    said = {"card": card, "roles": ["data-owner"], "contact": "<b>", "certificate": "", "time": 1}
+    scene.ledger.commit([scene.say("bank_a", "profile", said, "first"), scene.say("bank_a", "metrics", {}, "first")])
     out = packed(scene, tmp_path / "pack")
+    assert verify_pack(out).reason == "valid"
     entries = [json.loads(line) for line in (out / "entries.jsonl").read_bytes().splitlines()]
     assert {(e["run"], e["kind"]) for e in entries if "run" in e and e["run"] != "run"} == {
         ("", "log"),
         ("first", "card"),
+        ("first", "profile"),
     }
 
 

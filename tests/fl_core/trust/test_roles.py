@@ -11,7 +11,7 @@ from fl_core.trust.roles import ALLOWED, Action, Role, may, read_roles, require,
 
 # Written out a second time, by role, as README says it.
 EXPECTED = {
-    "data-owner": "publish decide contribute receive catalog ledger witness",
+    "data-owner": "publish decide contribute receive ask catalog ledger witness",
     "model-owner": "submit stop-own runs request receive serve catalog ledger witness",
     "receiver": "receive ask catalog ledger witness",
     "auditor": "runs catalog ledger export witness",

@@ -31,6 +31,8 @@ from fl_core.trust.grant_statements import Approval, Denial, GrantRequest, Revoc
 from fl_core.trust.grants import Grant, Signer, Terms
 from fl_core.trust.identity import CardBook, Identity
 from fl_core.trust.ledger import Ledger
+from fl_core.trust.profile import MEMBER_KINDS, Members, Profile
+from fl_core.trust.roles import Role
 from fl_core.trust.rotation import Revoked, rotate
 from fl_core.trust.verify import verify_ledger
 from fl_core.wire.door_pb2 import BoardReply
@@ -78,6 +80,10 @@ class Person:
 
     def post(self, *statements):
         return self.board.post([introduce(self.key, log=self.board.log), *statements])
+
+    def profile(self, *roles, time=1, certificate="", contact=""):
+        said = Profile(self.key.card.fingerprint, tuple(sorted(roles)), contact, certificate, time)
+        return said.sign(self.key, log=self.board.log)
 
 
 @pytest.fixture
@@ -288,6 +294,139 @@ def test_a_word_without_a_card_before_it_is_refused(scene):
     assert "has no card" in text
 
 
+# ---- profiles
+
+
+def test_nobody_claims_a_role_that_no_register_gives(scene):
+    ann = scene.person("ann", "engineer", "auditor")
+    ann.post()
+    before = len(scene.entries())
+    text = told(RefusedError, lambda: ann.post(ann.profile("auditor", "data-owner", "operator")))
+    assert text == "profile of ann: roles data-owner, operator are not its own; allowed: auditor, model-owner"
+    (noted,) = scene.entries()[before:]
+    assert (noted.kind, noted.body["code"]) == ("refusal", "role")
+    assert ann.post(ann.profile("auditor", "model-owner"))[1] == 1
+    assert ann.post(ann.profile("auditor", "model-owner"))[1] == 0  # a lost answer
+
+
+def test_a_profile_takes_rights_away_until_a_later_one_gives_them_back(scene):
+    bank = scene.person("bank", "data-owner", "model-owner")
+    log, asked = scene.log, GrantRequest(terms("bank", bank.key)).sign(bank.key, log=scene.log)
+    bank.post(bank.profile("data-owner"), dataset("bank").sign(bank.key, log=log))
+    text = told(RefusedError, lambda: bank.post(asked))
+    assert text == "bank (data-owner) may not ask for a grant; allowed: model-owner"
+    assert scene.entries()[-1].kind == "refusal"
+    both = bank.profile("data-owner", "model-owner", time=2)
+    assert bank.post(both, asked, bank.profile("model-owner", time=3))[1] == 3
+    later = dataset("bank", published=2).sign(bank.key, log=log)
+    assert "bank (model-owner)" in told(RefusedError, lambda: bank.post(later))
+    before = len(scene.entries())
+    told(RefusedError, lambda: bank.post(both, later))  # the older one is there already, and says nothing any more
+    assert [entry.kind for entry in scene.entries()[before:]] == ["refusal"]
+    told(JobFailed, lambda: bank.post(bank.profile("data-owner", time=2), later))  # nor one that is only older
+    assert len(bank.board.read(["dataset"])) == 1
+    assert verify_ledger(scene.folder.home.ledger).reason == "valid"
+
+
+def test_a_profile_within_a_post_counts_for_what_follows_it_and_is_not_kept_alone(scene):
+    bank = scene.person("bank", "data-owner", "auditor")
+    bank.post()
+    before = scene.entries()
+    told(RefusedError, lambda: bank.post(bank.profile("auditor"), dataset("bank").sign(bank.key, log=scene.log)))
+    assert [entry.kind for entry in scene.entries()[len(before) :]] == ["refusal"]
+    new = Identity.create("bank")
+    words = [bank.profile("auditor"), rotate(bank.key, new, log=scene.log), dataset("bank").sign(new, log=scene.log)]
+    assert bank.board.post(words)[1] == 3  # the profile went with its key
+
+
+def test_what_the_register_takes_back_no_profile_keeps(scene):
+    bank = scene.person("bank", "data-owner", "auditor")
+    bank.post(bank.profile("auditor", "data-owner"))
+    less = scene.person("bank", "auditor", key=bank.key)
+    text = told(RefusedError, lambda: less.post(dataset("bank").sign(bank.key, log=scene.log)))
+    assert "bank (auditor) may not" in text
+    text = told(RefusedError, lambda: less.post(less.profile("auditor", "data-owner", time=2)))
+    assert text.endswith("; allowed: auditor")
+    other = scene.person("bank", "auditor", "data-owner", key=bank.key)
+    other.post(other.profile("auditor", time=3))
+    without = scene.person("bank", "data-owner", "operator", key=bank.key)
+    text = told(RefusedError, lambda: without.post(dataset("bank").sign(bank.key, log=scene.log)))
+    assert "bank (no role) may not" in text  # that both give
+
+
+def test_a_node_that_is_registered_for_less_keeps_no_right_by_its_profile(scene, make_card):
+    key, other = Identity.create("hospital"), make_card("x")
+    card = type(other).make(key, other.key)
+    scene.folder.nodes.register(card, ["data-owner", "model-owner"])
+    ann = scene.person("ann", "model-owner")
+    node = Person(key, ann.door, ann.board, ann.book)
+    ask = [GrantRequest(terms("bank", key)).sign(key, log=scene.log) for _ in range(2)]
+    assert node.post(node.profile("data-owner", "model-owner"), ask[0])[1] == 3
+    scene.folder.nodes.register(card, ["receiver"])
+    assert told(RefusedError, lambda: node.post(ask[1])).startswith("hospital (no role) may not ask for a grant")
+
+
+def test_a_nodes_profile_claims_what_it_was_registered_as(scene, make_card):
+    key, other = Identity.create("hospital"), make_card("x")
+    card = type(other).make(key, other.key)
+    scene.folder.nodes.register(card, ["receiver"])
+    dora = scene.person("dora", "data-owner")
+    node = Person(key, dora.door, dora.board, dora.book)
+    text = told(RefusedError, lambda: node.post(node.profile("data-owner", "model-owner", "receiver")))
+    assert text == "profile of hospital: roles data-owner, model-owner are not its own; allowed: receiver"
+    ann = scene.person("ann", "engineer")
+    theirs = scene.folder.people.holder("ann").fingerprint
+    for wrong in (theirs, key.card.fingerprint, "ab" * 32):
+        said = node.profile("receiver", certificate=wrong)
+        assert f"allowed: {card.fingerprint[:16]}… or none" in told(JobFailed, lambda said=said: node.post(said))
+    assert node.post(node.profile("receiver", certificate=card.fingerprint))[1] == 2
+    assert ann.board.read(["profile"])[0].card == key.card
+    scene.folder.nodes.set_state("hospital", "disabled")
+    again = node.profile("receiver", time=2)
+    assert "registered node" in told(RefusedError, lambda: dora.board.post([again]))
+
+
+def test_a_certificate_is_ones_own_and_the_present_one(scene):
+    ann, bob = scene.person("ann", "engineer"), scene.person("bob", "engineer")
+    old, others = (scene.folder.people.holder(name).fingerprint for name in ("ann", "bob"))
+    bob.post()
+    text = told(JobFailed, lambda: ann.post(ann.profile("model-owner", certificate=others)))
+    assert f"certificate {others[:16]}… is not its own; allowed: {old[:16]}… or none" in text
+    ann.post(ann.profile("model-owner", certificate=old))
+    renewed = scene.person("ann", "engineer", key=ann.key)
+    told(JobFailed, lambda: renewed.post(renewed.profile("model-owner", certificate=old, time=2)))
+    new = scene.folder.people.holder("ann").fingerprint
+    assert renewed.post(renewed.profile("model-owner", certificate=new, time=3))[1] == 1
+
+
+def test_nobody_brings_the_profile_of_another_or_under_anothers_card(scene):
+    ann, eve = scene.person("ann", "engineer"), scene.person("eve", "engineer")
+    ann.post()
+    assert "your own" in told(RefusedError, lambda: eve.post(ann.profile("model-owner")))
+    body = ann.profile("model-owner").body
+    for by in (eve.key, Identity.create("ann")):  # her card under his name, and her name under his key
+        said = Statement.make(by, log=scene.log, kind="profile", run="", body=body)
+        told(JobFailed, lambda said=said, by=by: (eve if by is eve.key else ann).post(said))
+    assert eve.board.read(["profile"]) == []
+
+
+def test_malformed_profiles_are_refused_and_markup_is_text_for_every_reader(scene):
+    ann, otto = scene.person("ann", "engineer"), scene.person("otto", "auditor")
+    ann.post()
+    good = ann.profile("model-owner", contact="<img src=x onerror=alert(1)>").body
+    for wrong in ({"contact": "x" * 201}, {"contact": "\x1b[2J"}, {"roles": []}, {"roles": ["engineer"]}, {"x": 1}):
+        said = Statement.make(ann.key, log=scene.log, kind="profile", run="", body={**good, **wrong})
+        told(JobFailed, lambda said=said: ann.post(said))
+    otto.post()
+    ann.post(Statement.make(ann.key, log=scene.log, kind="profile", run="", body=good))
+    members = Members()
+    for posted in otto.board.read(MEMBER_KINDS):
+        members.add(posted.entry, posted.card)
+    assert [member.name for member in members.all()] == ["ann", "otto"] and members.refused == []
+    assert members.get("ann").profile.contact == "<img src=x onerror=alert(1)>"
+    assert (members.roles_of("ann"), members.roles_of("otto")) == ({Role.MODEL_OWNER}, None)
+
+
 # ---- keys that change and end
 
 
@@ -424,9 +563,9 @@ def test_too_many_too_large_and_none_are_refused(scene):
     bank = scene.person("bank", "data-owner")
     for data in ([], [b"{}"] * 17, [b"x" * (129 << 10)]):
         assert "allowed: " in told(UsageError, lambda data=data: bank.door.post(data))
-    for kinds in ([], ["update"], ["dataset", "card"], ["\x1b[2J"]):
+    for kinds in ([], ["update"], ["dataset", "use"], ["\x1b[2J"]):
         told(UsageError, lambda kinds=kinds: bank.board.read(kinds))
-        assert "allowed: dataset" in told(UsageError, lambda kinds=kinds: bank.door.board(kinds, 0))
+        assert "allowed: card, dataset" in told(UsageError, lambda kinds=kinds: bank.door.board(kinds, 0))
     bank.post(dataset("bank").sign(bank.key, log=scene.log))
     assert bank.board.read(["dataset"], since=2**64 - 1) == []
 
@@ -457,7 +596,7 @@ class Liar:
         self.pages = pages
 
     def board(self, kinds, since):
-        if list(kinds) == ["rotate"]:
+        if list(kinds) in (["rotate"], ["revoke"]):
             return BoardReply()
         return self.pages[min(since, len(self.pages) - 1)]
 

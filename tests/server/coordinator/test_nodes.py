@@ -11,9 +11,13 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, public_key_to_bytes, uses_nist_ec_curve
+from typer.testing import CliRunner
 
 from fl_core.errors import FedsealError, JobFailed, UsageError
+from fl_core.trust.ledger import Ledger
 from fl_core.trust.node_card import NodeCard
+from fl_core.trust.roles import Role
+from server.cli.coordinator import app
 from server.coordinator.nodes import DISABLED, ENABLED, Nodes
 
 
@@ -154,6 +158,16 @@ def damage(nodes: Nodes, name: str, /, **changes) -> None:
         {"fingerprint": None},
         {"colour": "red"},
         {"name": "clinic"},
+        {"roles": ["king"]},
+        {"roles": ["data-owner", "operator"]},
+        {"roles": ["engineer"]},
+        {"roles": ["data-owner", "data-owner"]},
+        {"roles": []},
+        {"roles": "data-owner"},
+        {"roles": {"data-owner": 1}},
+        {"roles": [["data-owner"]]},
+        {"roles": [7]},
+        {"roles": None},
     ],
 )
 def test_a_damaged_entry_keeps_out_its_own_node_and_no_other(nodes, make_card, changes):
@@ -184,6 +198,58 @@ def test_a_file_that_is_no_register_is_named_and_not_written_over(nodes, make_ca
     for call in (nodes.all, lambda: nodes.register(make_card("bank")), lambda: nodes.set_state("bank", DISABLED)):
         assert str(nodes.path) in refused(call)
     assert nodes.path.read_text() == text
+
+
+# ---- roles
+
+
+def test_a_register_from_before_roles_is_one_of_data_owners(nodes, make_card):
+    nodes.register(make_card("bank"))
+    table = json.loads(nodes.path.read_text())
+    del table["bank"]["roles"]
+    nodes.path.write_text(json.dumps(table))
+    bank = nodes.all()["bank"]
+    assert (bank.roles, bank.held, nodes.damaged()) == (("data-owner",), {Role.DATA_OWNER}, [])
+
+
+def test_roles_are_kept_and_the_same_card_again_changes_them_and_nothing_else(nodes, make_card):
+    card = make_card("bank")
+    first = nodes.register(card, ["receiver", "data-owner", "receiver"])
+    assert (first.roles, first.held) == (("data-owner", "receiver"), {Role.DATA_OWNER, Role.RECEIVER})
+    assert Nodes(nodes.path).all() == {"bank": first}
+    nodes.set_flower_id("bank", 7)
+    nodes.set_state("bank", DISABLED)
+    changed = nodes.register(card, ["model-owner"])
+    assert (changed.roles, changed.state, changed.flower_id) == (("model-owner",), DISABLED, 7)
+    assert nodes.all() == {"bank": changed}
+
+
+@pytest.mark.parametrize("roles", [[], ["operator"], ["auditor"], ["engineer"], ["data-owner", "\x1b[2J"], [""]])
+def test_a_node_gets_no_role_that_is_not_for_nodes(nodes, make_card, roles):
+    text = refused(nodes.register, make_card("bank"), roles)
+    assert text.isprintable() and text.endswith("allowed: data-owner, receiver, model-owner")
+    assert nodes.all() == {}
+
+
+def test_the_operator_registers_with_roles_and_the_ledger_has_each_change(folder, make_card):
+    card = make_card("bank")
+
+    def register(*words):
+        done = CliRunner().invoke(app, ["register", card.encode(), "--home", str(folder.home.path), *words])
+        return done.exit_code, done.output, done.exception
+
+    assert json.loads(register("--json")[1])["roles"] == ["data-owner"]
+    code, said, _ = register("--role", "receiver", "--role", "data-owner", "--json")
+    found = json.loads(said)
+    assert (code, found["roles"], found["fingerprint"]) == (0, ["data-owner", "receiver"], card.fingerprint)
+    assert "node bank: registered (model-owner); compare with its owner: " in register("--role", "model-owner")[1]
+    error = register("--role", "operator")[2]
+    assert type(error) is UsageError and "allowed: data-owner, receiver, model-owner" in str(error)
+    assert folder.nodes.all()["bank"].roles == ("model-owner",)
+    with Ledger.open(folder.home.ledger) as ledger:
+        noted = [entry.body for entry in ledger.entries(kind="node")]
+    assert [body["roles"] for body in noted] == [["data-owner"], ["data-owner", "receiver"], ["model-owner"]]
+    assert {body["state"] for body in noted} == {"registered"}
 
 
 # ---- a job's parties

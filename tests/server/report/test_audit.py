@@ -24,6 +24,7 @@ from fl_core.trust.grants import ANYBODY, Grant, Signer
 from fl_core.trust.identity import Identity
 from fl_core.trust.ledger import Ledger
 from fl_core.trust.outside import WITNESS_KEY, VerifierKey
+from fl_core.trust.profile import Profile
 from fl_core.trust.witness import Witness
 from server.cli.main import main
 from server.reconcile.compare import Difference, Reconciled
@@ -58,7 +59,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, schema: Path) -> World:
         first = Approval(grant).sign(boss, log=log)
         second = Approval(grant, first.digest).sign(ann, log=log)
         shown = Statement.make(boss, log=log, kind="card", run="", body={"card": boss.card.to_dict()})
-        world.ledger.append([shown, card.sign(ann, log=log), first, second])
+        says = Profile(ann.card.fingerprint, ("data-owner",), "<b>data@ann.example</b>", "", now).sign(ann, log=log)
+        world.ledger.append([shown, says, card.sign(ann, log=log), first, second])
         own = Grant(make_terms("bob", mona), (Signer.of(world.parties["bob"].card),), self_issued=True)
         world.ledger.append([Approval(own).sign(world.parties["bob"], log=log)])
         grants.update(ann=grant, bob=own)
@@ -115,7 +117,9 @@ def test_consent_is_named_for_what_it_was(world: World) -> None:
     )  # fmt: skip
     assert members["mona"].role.startswith("submitted the job (model-owner)")
     assert "operator" in members[COORDINATOR].role
+    assert members["ann"].said == "data-owner; <b>data@ann.example</b>" and not members["bob"].said
     html = page(world)
+    assert "its card says: data-owner; &lt;b&gt;data@ann.example" in html
     assert "Self-issued" not in html and "the consent of bob, cy" in html.lower()
 
 
@@ -268,7 +272,7 @@ def evil() -> dict[str, Any]:
     audit = Audit(
         Verdict(1, EVIL),
         now=False,
-        members=[Member(EVIL, EVIL, EVIL, EVIL, Consent("warn", EVIL, EVIL), EVIL, EVIL, EVIL, EVIL)],
+        members=[Member(EVIL, EVIL, EVIL, EVIL, Consent("warn", EVIL, EVIL), EVIL, EVIL, EVIL, EVIL, EVIL)],
         refusals=[Refusal(1, EVIL, EVIL, EVIL, EVIL)],
         checkpoints=[Cosigned(1, EVIL, (EVIL,), (EVIL,))],
         mlflow=found,
