@@ -2,13 +2,16 @@
 
 A stock SuperNode sleeps 3 s between two looks for a message, which there is no setting for; here it looks again after
 50 ms while something happens and after a second when nothing does.  A message whose run ends while it is being fetched
-leaves a stock SuperNode with a task that its executor waits for in vain; here that task is ended.  `connection.json`
+leaves a stock SuperNode with a task that its executor waits for in vain; here that task is ended.  What its executor
+had begun to answer would pass for the answer to the next message, whose own then stays here until yet another comes;
+here it is dropped.  `connection.json`
 says how the last call to the coordinator went: `{"state": connected | unreachable | refused, "since", "last",
 "detail"}`, times in seconds.
 
-Private names of flwr 1.41: `time` and `_pull_and_store_message` of `supernode.start_client_internal`, the node state's
-`create_task`, `finish_task` and `delete_messages`, `supernode.fleet_http_client.FleetHttpClient._unary_unary`, and two
-constants that must be set before the rest of flwr is imported.
+Private names of flwr 1.41: `time`, `_pull_and_store_message` and `_push_messages` of `supernode.start_client_internal`,
+the node state's `create_task`, `finish_task`, `store_message`, `get_messages_legacy` and `delete_messages`,
+`supernode.fleet_http_client.FleetHttpClient._unary_unary`, and two constants that must be set before the rest of flwr
+is imported.
 """
 
 from __future__ import annotations
@@ -50,17 +53,23 @@ def follow_the_work(polling: Polling) -> None:
 
 
 def end_lost_tasks() -> None:
-    """End the task of a message that did not come."""
-    pull = loop._pull_and_store_message
+    """End the task of a message that did not come, and send no answer but that to the message at hand."""
+    pull, push = loop._pull_and_store_message, loop._push_messages
+    at_hand: list[str] = []
 
     def pulled(**arguments: Any) -> int | None:
         watched = _Watched(arguments["state"])
         run = pull(**{**arguments, "state": watched})
         if run is None:
             watched.end()
+        at_hand[:] = watched.messages
         return run
 
+    def pushed(**arguments: Any) -> None:
+        push(**{**arguments, "state": _Answers(arguments["state"], arguments["object_store"], tuple(at_hand))})
+
     loop._pull_and_store_message = pulled  # type: ignore[assignment]
+    loop._push_messages = pushed  # type: ignore[assignment]
 
 
 class _Watched:
@@ -69,7 +78,7 @@ class _Watched:
     def __init__(self, state: Any) -> None:
         self._state = state
         self._tasks: list[int] = []
-        self._messages: list[str] = []
+        self.messages: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._state, name)
@@ -80,14 +89,32 @@ class _Watched:
         return task
 
     def store_message(self, message: Any) -> Any:
-        self._messages.append(message.metadata.message_id)
+        self.messages.append(message.metadata.message_id)
         return self._state.store_message(message)
 
     def end(self) -> None:
         for task in self._tasks:
             self._state.finish_task(task, sub_status=SubStatus.FAILED, details="its message did not come")
-        if self._messages:
-            self._state.delete_messages(message_ids=self._messages)
+        if self.messages:
+            self._state.delete_messages(message_ids=self.messages)
+
+
+class _Answers:
+    """The node's state, without answers to other messages than `messages`."""
+
+    def __init__(self, state: Any, store: Any, messages: tuple[str, ...]) -> None:
+        self._state, self._store, self._messages = state, store, messages
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._state, name)
+
+    def get_messages_legacy(self, **arguments: Any) -> list[Any]:
+        found = self._state.get_messages_legacy(**arguments)
+        late = [message for message in found if message.metadata.reply_to_message_id not in self._messages]
+        for message in late:
+            self._state.delete_messages(message_ids=[message.metadata.message_id])
+            self._store.delete(message.metadata.message_id)
+        return [message for message in found if message not in late]
 
 
 def tell(connection: Connection) -> None:

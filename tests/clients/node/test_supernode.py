@@ -41,6 +41,7 @@ def as_it_was(monkeypatch):
     """What the launcher replaces in Flower is put back."""
     monkeypatch.setattr(loop, "time", loop.time)
     monkeypatch.setattr(loop, "_pull_and_store_message", loop._pull_and_store_message)
+    monkeypatch.setattr(loop, "_push_messages", loop._push_messages)
     monkeypatch.setattr(FleetHttpClient, "_unary_unary", FleetHttpClient._unary_unary)
 
 
@@ -123,6 +124,56 @@ def test_the_next_message_gets_its_task_after_a_lost_one(node):
     assert node.look() == RUN
     assert sorted(node.tasks()) == [(Status.FINISHED, SubStatus.FAILED), (Status.PENDING, "")]
     assert node.messages() == [node.message.metadata.message_id]
+
+
+class Sender:
+    """Takes what the loop sends; `answer` is put into the node's state when the loop waits for one."""
+
+    def __init__(self, node, monkeypatch, answer) -> None:
+        self.node, self.sent = node, []
+        self.waits = [answer]
+        monkeypatch.setattr(loop, "time", SimpleNamespace(sleep=self._sleep))
+
+    def _sleep(self, _seconds) -> None:
+        assert self.waits, "it waits for nothing"
+        loop._insert_message(self.waits.pop(), self.node.state, self.node.store)
+
+    def push(self) -> list[str]:
+        loop._push_messages(
+            state=self.node.state,
+            object_store=self.node.store,
+            send=self._send,
+            push_object=lambda run, session, name, content: None,
+        )
+        return self.sent
+
+    def _send(self, message, tree, seconds):
+        self.sent.append(message.metadata.reply_to_message_id)
+        return set(), ""
+
+
+def after_a_lost_one(node) -> tuple[str, Message]:
+    """A lost message's half answer is in the state, the next message has come; its name, and the answer to it."""
+    lost = node.message
+    assert node.look(confirm=stopped) is None
+    loop._insert_message(Message(RecordDict({}), reply_to=lost), node.state, node.store)
+    other = Node()
+    node.message, node.objects, node.waiting = other.message, other.objects, True
+    assert node.look() == RUN
+    return other.message.metadata.message_id, Message(RecordDict({}), reply_to=other.message)
+
+
+def test_flower_alone_takes_the_answer_to_a_lost_message_for_that_to_the_next(node, monkeypatch):
+    message, answer = after_a_lost_one(node)
+    assert message not in Sender(node, monkeypatch, answer).push()
+
+
+def test_the_answer_to_a_lost_message_is_dropped_and_the_next_one_is_waited_for(node, monkeypatch):
+    end_lost_tasks()
+    message, answer = after_a_lost_one(node)
+    assert Sender(node, monkeypatch, answer).push() == [message]
+    assert node.state.get_messages_legacy(is_reply=True) == []
+    assert len(node.state.msg_store) == 0
 
 
 def test_a_message_that_came_keeps_its_task(node):
