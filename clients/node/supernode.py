@@ -38,6 +38,7 @@ from clients.node.connection import Connection  # noqa: E402
 from clients.runtime_api import Polling  # noqa: E402
 from fl_core.processes import die_with_parent  # noqa: E402
 
+PART_SECONDS = 60.0  # on this machine
 _IDLE = 3.0  # what Flower's loop sleeps when it found no message
 
 
@@ -66,7 +67,8 @@ def end_lost_tasks() -> None:
         return run
 
     def pushed(**arguments: Any) -> None:
-        push(**{**arguments, "state": _Answers(arguments["state"], arguments["object_store"], tuple(at_hand))})
+        state, store = arguments["state"], arguments["object_store"]
+        push(**{**arguments, "state": _Answers(state, store, tuple(at_hand)), "object_store": _Parts(store)})
 
     loop._pull_and_store_message = pulled  # type: ignore[assignment]
     loop._push_messages = pushed  # type: ignore[assignment]
@@ -115,6 +117,27 @@ class _Answers:
             self._state.delete_messages(message_ids=[message.metadata.message_id])
             self._store.delete(message.metadata.message_id)
         return [message for message in found if message not in late]
+
+
+class _Parts:
+    """The node's objects; a part of an answer that does not come ends the wait for it, not the node."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+        self._since: float | None = None  # a part is waited for
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def get(self, name: str) -> bytes | None:
+        found: bytes | None = self._store.get(name)
+        if found != b"":
+            self._since = None
+        elif self._since is None:
+            self._since = time.monotonic()
+        elif time.monotonic() > self._since + PART_SECONDS:
+            raise TimeoutError(f"waited {PART_SECONDS:g} s for a part of the executor's answer")
+        return found
 
 
 def tell(connection: Connection) -> None:

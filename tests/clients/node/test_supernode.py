@@ -17,7 +17,11 @@ from flwr.app import Message, RecordDict
 from flwr.common.constant import Status, SubStatus
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest, SendNodeHeartbeatResponse
 from flwr.supercore.fab import Fab
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+)
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.run import Run, RunNotRunningException
 from flwr.supercore.task_identity import TaskIdentity
@@ -173,6 +177,23 @@ def test_the_answer_to_a_lost_message_is_dropped_and_the_next_one_is_waited_for(
     message, answer = after_a_lost_one(node)
     assert Sender(node, monkeypatch, answer).push() == [message]
     assert node.state.get_messages_legacy(is_reply=True) == []
+    assert len(node.state.msg_store) == 0
+
+
+def test_an_answer_whose_executor_died_over_it_does_not_hold_the_node(node, monkeypatch):
+    end_lost_tasks()
+    assert node.look() == RUN
+    answer = Message(RecordDict({}), reply_to=node.message)
+    answer.metadata.__dict__["_message_id"] = answer.object_id
+    node.state.store_message(answer)
+    node.store.preregister(RUN, get_object_tree(answer))  # as `PushMessages` leaves it
+    now = [0.0]
+    monkeypatch.setattr(supernode, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    sender = Sender(node, monkeypatch, answer)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(sleep=lambda seconds: now.__setitem__(0, now[0] + seconds)))
+    sender._send = lambda message, tree, seconds: ({part.object_id for part in iterate_object_tree(tree)}, "")
+    sender.push()
+    assert supernode.PART_SECONDS < now[0] < supernode.PART_SECONDS + 2
     assert len(node.state.msg_store) == 0
 
 
