@@ -29,7 +29,10 @@ from fl_core.trust.postgres_url import PostgresUrl
 
 LOCK_SECONDS = 45.0  # longer than a writer that went away holds the lock
 IDLE_SECONDS = 30.0
+MOVED = 0x46534C4D  # "FSLM": a second row of `format`, whose version is the move's number
+_MOVED_WORDS = "this ledger was moved to a file; allowed: to read it"
 _NOTHING = "; nothing was stored"
+_NO_TABLE = "42P01"
 _NEEDED = {"fsync": "on", "full_page_writes": "on", "server_encoding": "UTF8"}
 _HOLDER = """
     SELECT a.pid, a.usename, a.application_name, EXTRACT(EPOCH FROM clock_timestamp() - a.xact_start)
@@ -46,17 +49,22 @@ class PostgresStore:
     def __init__(self, place: PostgresUrl, connection: Connection, *, writable: bool) -> None:
         self._place, self._connection, self._writable = place, connection, writable
         self._in_transaction = False
+        self._settled = self._moving = False
         self._written: list[tuple[str, Row, bool]] = []
 
     @classmethod
-    def open(cls, place: PostgresUrl, *, writable: bool, fill: Callable[[Store], None] | None) -> PostgresStore:
-        """As `fl_core.trust.ledger_store.open_store`."""
+    def open(
+        cls, place: PostgresUrl, *, writable: bool, fill: Callable[[Store], None] | None, moving: bool = False
+    ) -> PostgresStore:
+        """As `fl_core.trust.ledger_store.open_store`; one that was moved away opens to be read, or while `moving`."""
         with tell(place):
             store = cls(place, Connection(place), writable=writable)
+            store._moving = moving
             try:
                 store._settle_in()
                 if not store._check_format() and (fill is None or not store._make(fill)):
                     raise UsageError(f"{place}: no {FILE.word} here")
+                store._settled = True
             except BaseException:
                 store.close()
                 raise
@@ -68,12 +76,18 @@ class PostgresStore:
         return self._place
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """See `Store`."""
+    def transaction(self, *, idle_seconds: float | None = None) -> Iterator[None]:
+        """See `Store`.  `idle_seconds`: the server ends it when nothing is asked for so long, not `IDLE_SECONDS`."""
         with tell(self._place, _NOTHING):
             self._begin()
         self._in_transaction, self._written = True, []
         try:
+            with self._tell():
+                if idle_seconds is not None:
+                    idle = int(idle_seconds * 1000)
+                    self._connection.run(f"SET LOCAL idle_in_transaction_session_timeout TO {idle}")
+                if self._settled and not self._moving and self.moved() is not None:  # since it was opened
+                    raise UsageError(f"{self._place}: {_MOVED_WORDS}")
             yield
         except BaseException:
             self._in_transaction = False
@@ -130,12 +144,14 @@ class PostgresStore:
             self._connection.run(f"CLOSE all_{table}")
 
     @contextmanager
-    def snapshot(self) -> Iterator[None]:
-        """Read one state in the block, whatever is written meanwhile."""
+    def snapshot(self, *, statement_seconds: float = 0) -> Iterator[None]:
+        """Read one state in the block, whatever is written meanwhile; a statement may take so long, if not 0."""
         with tell(self._place):
             self._connection.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         self._in_transaction = True
         try:
+            with tell(self._place):
+                self._connection.run(f"SET LOCAL statement_timeout TO {int(statement_seconds * 1000)}")
             yield
         finally:
             self._in_transaction = False
@@ -144,6 +160,17 @@ class PostgresStore:
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
+
+    # ---- a ledger that moves
+
+    def moved(self) -> int | None:
+        """Return the number of the move that took the ledger away from here, if one did."""
+        found = self.all("SELECT version FROM format WHERE application_id = ?", MOVED)
+        return int(found[0][0]) if found else None
+
+    def mark_moved(self, token: int) -> None:
+        """Let nobody write to it any more, in a transaction; it needs no right but to add rows."""
+        self.insert("format", [(MOVED, token)])
 
     # ---- connections
 
@@ -213,15 +240,22 @@ class PostgresStore:
             self._connect_again()
             self._begin()  # the old connection's transaction has ended then, one way or the other
             stored = all(self._is_there(*row) for row in written)
-        except (Lost, Refused, FedsealError) as error:
-            raise JobFailed(
-                f"{self._place}: the server was lost while it stored entries ({lost}) and did not come back ({error});"
-                " whether they are there shows fedseal audit show"
-            ) from None
+        except Refused as error:
+            if error.state != _NO_TABLE:  # which was made in the same transaction
+                raise self._unknown(lost, error) from None
+            stored = False
+        except (Lost, FedsealError) as error:
+            raise self._unknown(lost, error) from None
         finally:
             self._connection.roll_back()
         if not stored:
             raise JobFailed(f"{self._place}: the server was lost while it stored entries ({lost}){_NOTHING}")
+
+    def _unknown(self, lost: Lost, error: Exception) -> JobFailed:
+        return JobFailed(
+            f"{self._place}: the server was lost while it stored entries ({lost}) and did not come back ({error});"
+            " whether they are there shows fedseal audit show"
+        )
 
     def _is_there(self, table: str, row: Row, ignore: bool) -> bool:
         columns = list(TABLES[table].columns)
@@ -232,7 +266,7 @@ class PostgresStore:
     # ---- type and version
 
     def _check_format(self) -> bool:
-        """Whether there is a ledger; raises UsageError if it is another program's, or of another version."""
+        """Whether there is a ledger; raises UsageError for another program's, another version's, or one that moved."""
         names = self._connection.query(
             "SELECT c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
             " WHERE n.nspname = ? AND c.relkind = 'r'",
@@ -242,8 +276,11 @@ class PostgresStore:
         if not there & {"format", *TABLES}:
             return False
         if {"format", *TABLES} <= there:
-            found = self._connection.query(f'SELECT application_id, version FROM "{self._place.schema}".format')  # noqa: S608
-            if found == [(FILE.application_id, FILE.version)]:
+            found = dict(self._connection.query(f'SELECT application_id, version FROM "{self._place.schema}".format'))  # noqa: S608
+            token = found.pop(MOVED, None)
+            if found == {FILE.application_id: FILE.version}:
+                if token is not None and self._writable and not self._moving:
+                    raise UsageError(f"{self._place}: {_MOVED_WORDS}")
                 return True
         raise UsageError(f"{self._place}: not a {FILE.word} of version {FILE.version}")
 

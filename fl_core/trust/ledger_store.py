@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from fl_core.trust import database
+from fl_core.errors import UsageError
+from fl_core.trust import database, ledger_seal
+from fl_core.trust.ledger_seal import Seal
+from fl_core.trust.postgres_tables import TABLES
 from fl_core.trust.postgres_url import Place, PostgresUrl
 
 Row = tuple[Any, ...]
@@ -101,6 +104,9 @@ class SqliteStore:
     @classmethod
     def open(cls, path: Path, *, writable: bool, fill: Callable[[Store], None] | None) -> SqliteStore:
         """As `open_store`."""
+        aside = None if path.exists() else ledger_seal.is_aside(path)
+        if aside is not None:  # a new ledger under the same key would be a fork
+            raise UsageError(f"{path}: its ledger was moved, and the file is {aside.name}; allowed: FEDSEAL_LEDGER")
         if fill is not None and not path.exists():
 
             def begin(db: sqlite3.Connection) -> None:
@@ -109,7 +115,14 @@ class SqliteStore:
                     fill(store)
 
             database.create(path, FILE, mode=0o644, fill=begin)
-        return cls(path, database.connect(path, FILE, writable=writable))
+        store = cls(path, database.connect(path, FILE, writable=writable))
+        try:
+            if writable:
+                store._settle_in()
+        except BaseException:
+            store.close()
+            raise
+        return store
 
     @property
     def place(self) -> Place:
@@ -149,6 +162,45 @@ class SqliteStore:
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+    def stream(self, table: str) -> Iterator[Rows]:
+        """Yield all rows of a table in the order of its key, some at a time; none where it is missing."""
+        if not self.has_table(table):
+            return
+        columns, key = ", ".join(TABLES[table].columns), ", ".join(TABLES[table].key)
+        with database.storage_errors(self._path):
+            found = self._db.execute(f"SELECT {columns} FROM {table} ORDER BY {key}")  # noqa: S608
+            while rows := found.fetchmany(1000):
+                yield rows
+
+    # ---- a ledger that moves
+
+    def sealed(self) -> Seal | None:
+        """Why nobody may write to the file, if so."""
+        with database.storage_errors(self._path):
+            return ledger_seal.read(self._db)
+
+    def seal(self, seal: Seal) -> None:
+        """Let nobody write to the file any more, in a transaction."""
+        with database.storage_errors(self._path):
+            for table in LATER:
+                self.make_table(table)
+            ledger_seal.put(self._db, seal, (table for table in TABLES if table != "format"))
+
+    def unseal(self) -> None:
+        """Let the file be written to again, in a transaction."""
+        with database.storage_errors(self._path):
+            ledger_seal.take_off(self._db)
+
+    def _settle_in(self) -> None:
+        """Refuse a sealed file; bring one back to WAL whose move was cut short, unless that still goes on."""
+        if seal := self.sealed():
+            raise UsageError(f"{self._path}: {seal.words}")
+        if self.all("PRAGMA journal_mode") == [("delete",)]:
+            with suppress(sqlite3.OperationalError):
+                self._db.execute("PRAGMA busy_timeout=0")
+                self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute(f"PRAGMA busy_timeout={int(database.BUSY_SECONDS * 1000)}")
 
 
 def open_store(place: Place, *, writable: bool, fill: Callable[[Store], None] | None = None) -> Store:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fl_core.errors import FedsealError
 from fl_core.home import Home
 from fl_core.trust.ledger import Ledger
+from fl_core.trust.postgres_url import Place
 
 if TYPE_CHECKING:
     from server.reconcile.compare import Reconciled
@@ -50,7 +50,7 @@ class Shown:
 class Beside:
     """Asks MLflow of one home about the runs of a ledger."""
 
-    def __init__(self, home: Home, ledger: Path) -> None:
+    def __init__(self, home: Home, ledger: Place) -> None:
         self._home, self._ledger = home, ledger
         self._lock, self._one = threading.Lock(), threading.Lock()
         self._held: dict[str, tuple[int, Shown]] = {}

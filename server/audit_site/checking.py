@@ -1,4 +1,7 @@
-"""The verifier over the whole ledger, one at a time, in a thread; its last verdict is kept with what it was about."""
+"""The verifier over the whole ledger, one at a time, in a thread; its last verdict is kept with what it was about.
+
+It reads files only: a ledger in PostgreSQL is copied in one snapshot to a temporary one, which goes afterwards.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,10 @@ import threading
 import time
 from dataclasses import dataclass
 
+from fl_core.errors import FedsealError
+from fl_core.trust.ledger_copy import as_file
 from fl_core.trust.verify import NotALedger, Report, verify_ledger
+from fl_core.urls import without_passwords
 from server.audit_site.rows import Rows
 
 VERDICTS = {0: "VALID", 1: "BROKEN", 4: "VALID, BUT SHORT OF QUORUM"}
@@ -25,7 +31,7 @@ class Checked:
     problem
         Why the last check gave no verdict, if it gave none.
     current
-        Whether the file is as it was when that check began.
+        Whether the ledger is as it was when that check began.
     """
 
     running: bool = False
@@ -65,7 +71,7 @@ class Checking:
             return Checked(self._running, self._read, self._report, self._at, self._problem, current)
 
     def start(self, *, again: bool = False) -> None:
-        """Begin a check unless one is under way, or (without `again`) the file is as it was at the last one."""
+        """Begin a check unless one is under way, or (without `again`) the ledger is as it was at the last one."""
         if not again and self.look().current:
             return
         with self._lock:
@@ -78,11 +84,10 @@ class Checking:
         stamp = self._rows.stamp()
         report, problem = None, ""
         try:
-            report = verify_ledger(
-                self._rows.path, since=self._since, coordinator_key_hex=self._key, progress=self._progress
-            )
-        except (NotALedger, OSError) as error:
-            problem = str(error)
+            with as_file(self._rows.place) as file:
+                report = verify_ledger(file, since=self._since, coordinator_key_hex=self._key, progress=self._progress)
+        except (NotALedger, FedsealError, OSError) as error:
+            problem = without_passwords(" ".join(str(error).split()))[:500]
         finally:
             with self._lock:
                 if report is None and not problem:

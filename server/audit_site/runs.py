@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from server.audit_site.rows import Look, Row
+from server.audit_site.look import Look, Row
 
 STATES = ("open", "ended", "failed", "refused", "stopped")
 _TELLING = ("log", "job", "roster", "end", "failure", "resume")
+PAGE = 500
 
 
 @dataclass
@@ -68,18 +69,20 @@ class RunIndex:
             if self._next and (tail is None or tail.leaf_hash != self._tail):
                 self.changed_at = time.time()
                 self._forget()
-            marks = ", ".join("?" * len(_TELLING))
-            sql = (
-                f"SELECT seq, run, kind, by, CASE WHEN kind IN ({marks}) AND length(leaf) < 1000000"  # noqa: S608
-                " THEN CAST(leaf AS BLOB) END FROM entries WHERE seq >= ? ORDER BY seq"
-            )
-            for seq, run, kind, by, leaf in look.db.execute(sql, (*_TELLING, self._next)):
-                self._take(seq, str(run), str(by))
-                if leaf is not None:
-                    self._hear(Row(seq, str(run), str(kind), str(by), leaf))
-            if self._next and (last := look.row(self._next - 1)) is not None:
-                self._tail = last.leaf_hash
+            while rows := look.outline(self._next, _TELLING, limit=PAGE):
+                last = look.row(rows[-1].seq)
+                self._take_all(rows, last.leaf_hash if last else "")
+                if len(rows) < PAGE:
+                    break
             return dict(self.runs)
+
+    def _take_all(self, rows: list[Row], tail: str) -> None:
+        """Take up a page whose last entry has the leaf hash `tail`: all of it, since what reads may fail between."""
+        for row in rows:
+            self._take(row.seq, row.run, row.by)
+            if row.leaf is not None:
+                self._hear(row)
+        self._tail = tail
 
     def _take(self, seq: int, run: str, by: str) -> None:
         self._next = seq + 1

@@ -15,14 +15,17 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from fl_core.errors import FedsealError, UsageError
+from fl_core.errors import FedsealError, LedgerBroken, UsageError
 from fl_core.home import Home
+from fl_core.trust.postgres_url import Place
 from fl_core.trust.proofs import consistency_proof_document, inclusion_proof_document
+from fl_core.urls import without_passwords
 from server.audit_site import templates, told
 from server.audit_site.asked import Asked, Wrong, link, whole
 from server.audit_site.beside import Beside
 from server.audit_site.checking import Checking
-from server.audit_site.rows import Look, Rows
+from server.audit_site.look import Look
+from server.audit_site.rows import Rows
 from server.audit_site.runs import RunIndex
 from server.audit_site.templates_run import RUN
 from server.audit_site.told_run import run_page
@@ -40,7 +43,7 @@ class AuditSite:
     Parameters
     ----------
     ledger
-        Its SQLite file.
+        Its SQLite file, or its place in PostgreSQL.
     home
         Knows which run in MLflow is which, and where MLflow is unless `MLFLOW_TRACKING_URI` says so.
     since, key
@@ -49,10 +52,12 @@ class AuditSite:
     Raises
     ------
     UsageError
-        If the file is no ledger.
+        If there is no ledger, or the server does not let us in.
+    JobFailed
+        If the server cannot be reached.
     """
 
-    def __init__(self, ledger: Path, home: Home, *, since: str | None = None, key: str | None = None) -> None:
+    def __init__(self, ledger: Place, home: Home, *, since: str | None = None, key: str | None = None) -> None:
         self.rows, self.index, self._key = Rows(ledger), RunIndex(), key
         self.checking = Checking(self.rows, since=since, key=key)
         self.beside = Beside(home, ledger)
@@ -112,14 +117,15 @@ class AuditSite:
 
     def _verify(self, request: Request) -> Response:
         asked = Asked.of(request, "again")
-        again = bool(asked.choice("again", ("1",)))
+        again, size, log = bool(asked.choice("again", ("1",))), 0, ""
+        # a ledger that is damaged is what the verdict is about; of a server that is away there is none
+        about = FedsealError if isinstance(self.rows.place, Path) else LedgerBroken
+        with contextlib.suppress(about), self.rows.look() as look:
+            size, log = look.size(), _log(look)
         self.checking.start(again=again)
         if again:  # else each refresh would begin anew
             return RedirectResponse("/verify", 303)
-        checked, size, log = self.checking.look(), 0, ""
-        # a file that is damaged is what the verdict is about
-        with contextlib.suppress(FedsealError), self.rows.look() as look:
-            size, log = look.size(), _log(look)
+        checked = self.checking.look()
         facts = told.verify_page(checked, size, kept=self.checking.kept, key=self._key)
         refresh = RUNNING_SECONDS if checked.running else 0
         return self._page(templates.VERIFY, "Verify", refresh=refresh, log=log, **facts)
@@ -179,8 +185,8 @@ class AuditSite:
         word = told.VERDICTS[checked.report.status] if checked.report else ""
         common: dict[str, Any] = {
             "now": time.time(),
-            "ledger": str(self.rows.path),
-            "ledger_quoted": shlex.quote(str(self.rows.path)),
+            "ledger": str(self.rows.place),
+            "ledger_quoted": shlex.quote(str(self.rows.place)),
             "link": link,
             "tones": TONES,
             "checked": checked,
@@ -198,7 +204,7 @@ class AuditSite:
             except Wrong as error:
                 return self._page(templates.WRONG, TITLES[error.status], status=error.status, words=str(error))
             except FedsealError as error:
-                words = " ".join(str(error).split())[:500]
+                words = without_passwords(" ".join(str(error).split()))[:500]
                 return self._page(templates.WRONG, TITLES[503], status=503, words=words)
 
         return answered

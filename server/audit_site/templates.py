@@ -57,7 +57,7 @@ VERDICT = """
 <p class="verdict"><b class="bad">Not verified.</b> {{ checked.problem }}.</p>
 {% elif checked.report %}
 <p class="verdict"><b class="{{ verdict_tone }}">{{ verdict_word }}</b>, verified {{ ago(now, checked.at) }}
-{%- if not checked.current %}; <b class="warn">the file was written to since</b>{% endif %}.
+{%- if not checked.current %}; <b class="warn">the ledger was written to since</b>{% endif %}.
 <a href="/verify">The verdict</a>.</p>
 {% else %}
 <p class="verdict"><b class="warn">Not verified yet</b> since this page was opened.</p>
@@ -73,7 +73,7 @@ RUNS = template(
     + VERDICT
     + """
 {% if rewritten %}
-<div class="unsafe"><h2>The ledger was changed</h2><p>At {{ rewritten | clock }} this file no longer continued what was
+<div class="unsafe"><h2>The ledger was changed</h2><p>At {{ rewritten | clock }} it no longer continued what was
 read before: entries were cut or rewritten, or another ledger was put in its place. Verify it against a checkpoint
 that you kept: <code>fedseal audit verify --since kept.checkpoint</code>.</p></div>
 {% endif %}
@@ -133,7 +133,7 @@ ENTRY = template(
 <p class="verdict">{% if judged.good %}<b class="good">Holds:</b>{% else %}<b class="bad">Does not hold:</b>
 {% endif %} {{ judged.words }}.</p>
 {% if differs %}
-<p class="bad">The file's columns say something else than the entry.</p>
+<p class="bad">The ledger's columns say something else than the entry.</p>
 {% endif %}
 <table class="facts">
 <tr><td>kind</td><td>{{ row.kind }}{% if kind_words %}: {{ kind_words }}{% endif %}</td></tr>
@@ -244,7 +244,7 @@ read.</p>
 {% if report.first_bad is not none %}First bad: <a href="/entry/{{ report.first_bad }}">entry
 {{ report.first_bad }}</a>: {{ report.reason }}.{% elif report.status %}{{ report.reason }}.{% endif %}</p>
 {% if not checked.current %}
-<p class="warn">The file was written to since; this is about what it was.</p>
+<p class="warn">The ledger was written to since; this is about what it was.</p>
 {% endif %}
 <table class="facts">
 <tr><td>log</td><td><code>{{ report.log }}</code></td></tr>

@@ -13,7 +13,7 @@ RUN = template(
 <p class="verdict"><b class="{{ tones.get(run.state, "warn") }}">{{ run.state }}</b>{% if run.code %}: {{ run.code }}
 {%- endif %}, by the coordinator's entries.
 {% if verdict %}The verifier: {{ verdict.state }}, co-signed by {{ verdict.cosigned }}, quorum {{ verdict.quorum }}
-{%- if not verdict_current %} (of the file as it was){% endif %}.
+{%- if not verdict_current %} (of the ledger as it was){% endif %}.
 {% else %}<a href="/verify">Verify the ledger</a> to know how well it is witnessed.{% endif %}</p>
 <table class="facts">
 <tr><td>kind of job</td><td>{{ run.kind }}</td></tr>

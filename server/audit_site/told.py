@@ -7,14 +7,16 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from fl_core.errors import FedsealError, UsageError
+from fl_core.errors import FedsealError, JobFailed, UsageError
 from fl_core.trust.entry import KINDS
 from fl_core.trust.proofs import inclusion_proof_document
 from fl_core.trust.verify import Report, verify_inclusion_proof
 from fl_core.trust.verify.ledger import lacks
+from fl_core.urls import without_passwords
 from server.audit_site.asked import Asked, Wrong, link
 from server.audit_site.checking import VERDICTS, Checked
-from server.audit_site.rows import Look, Row, Rows
+from server.audit_site.look import Look, Row
+from server.audit_site.rows import Rows
 from server.audit_site.runs import STATES, Run, RunIndex
 from server.audit_site.words import kind_words, say
 
@@ -156,8 +158,10 @@ def _judge(seq: int, rows: Rows, key: str | None) -> dict[str, Any]:
             except UsageError:
                 entry.statement.verify(card)
                 return told | {"good": True, "words": f"signed by {card.name}; no checkpoint covers it yet"}
+    except JobFailed:  # which says nothing of the entry
+        raise
     except FedsealError as error:
-        return told | {"words": " ".join(str(error).split())[:300]}
+        return told | {"words": without_passwords(" ".join(str(error).split()))[:300]}
     if report.status:
         return told | {"words": report.reason}
     words = f"signed by {card.name}, and in its place under the checkpoint over {report.size:,} entries"

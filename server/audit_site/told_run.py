@@ -8,7 +8,7 @@ from typing import Any
 from server.audit_site.asked import Asked, Wrong
 from server.audit_site.beside import Beside, Shown
 from server.audit_site.checking import Checked
-from server.audit_site.rows import Look
+from server.audit_site.look import Look
 from server.audit_site.runs import Run, RunIndex
 from server.audit_site.told import listed, when
 

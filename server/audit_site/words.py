@@ -10,6 +10,7 @@ _SHOWN = ("round", "act", "party", "name", "step", "code", "status", "epsilon", 
 _KINDS = {
     "log": "the log begins",
     "card": "shows its card",
+    "profile": "says what it is beside its card",
     "rotate": "changes its key",
     "job": "a job is submitted",
     "resume": "the run goes on",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fl_core.errors import UsageError
-from server.cli import audit_pack, audit_reconcile, audit_serve
+from server.cli import audit_move, audit_pack, audit_reconcile, audit_serve
 from server.cli.audit_pack import read_witnesses, verify_pack_command, witness_lines
 from server.cli.options import HomeOption, JsonOption, LedgerOption, find_ledger
 
@@ -222,3 +222,4 @@ def prove(
 audit_pack.register(app)
 audit_reconcile.register(app)
 audit_serve.register(app)
+audit_move.register(app)

@@ -13,7 +13,10 @@ from server.cli.options import HomeOption, LedgerOption
 
 def register(app: typer.Typer) -> None:
     """Add `serve` to the commands of `fedseal audit`."""
-    app.command(epilog="Example: fedseal audit serve --ledger /media/copy/ledger.db --since kept.checkpoint")(serve)
+    app.command(
+        epilog="Examples: fedseal audit serve --ledger /media/copy/ledger.db --since kept.checkpoint"
+        " · fedseal audit serve --ledger postgresql://auditor@db.example.org/fedseal"
+    )(serve)
 
 
 def serve(
@@ -38,12 +41,12 @@ def serve(
 
     address, place = page_address(listen, "--listen"), Home.at(home)
     path = place.ledger if ledger is None else read_place(ledger)
-    if not isinstance(path, Path):
-        raise UsageError(f"{path}: audit serve reads a file; audit verify, show, export and report work here")
-    if not path.is_file():
-        raise UsageError(f"{path}: no ledger here")
+    if isinstance(path, Path):
+        path = path.absolute()
+        if not path.is_file():
+            raise UsageError(f"{path}: no ledger here")
     try:
         kept = since.read_text(encoding="utf-8") if since else None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--since {since}: cannot be read ({error})") from None
-    serve_until_stopped(AuditSite(path.absolute(), place, since=kept, key=key).open(address))
+    serve_until_stopped(AuditSite(path, place, since=kept, key=key).open(address))

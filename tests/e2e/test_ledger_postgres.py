@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import subprocess
+import urllib.request
 from urllib.parse import quote
 
 import pytest
 
-from tests.e2e.process import Place
+from tests.e2e.process import FEDSEAL, Place
 from tests.e2e.test_psi import job, people, write_people
 from tests.postgres import PASSWORD, start_server
 
@@ -73,10 +76,54 @@ def test_auditors_commands_work_there(ran):
     assert done.json["ledger"]["path"] in page and not any(secret in page for secret in SECRETS)
 
 
+def test_auditors_pages_work_there(ran, fresh):
+    _, url, done = ran
+    process = subprocess.Popen(
+        [*FEDSEAL, "audit", "serve", "--listen", "127.0.0.1:0", "--ledger", url, "--home", str(fresh.home)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=fresh.path,
+    )  # fmt: skip
+    try:
+        site = process.stdout.readline().strip()
+        pages = []
+        for path in ("", "verify", f"run?id={done.json['run']}", "entry/2", "entry/2/proof"):
+            with urllib.request.urlopen(site + path, timeout=60) as answer:
+                pages.append(answer.read().decode())
+        assert done.json["run"] in pages[0] and "Holds:" in pages[3]
+        (fresh.path / "proof.json").write_text(pages[4])
+        assert fresh.fedseal("audit", "verify", "proof.json").code == 0
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=30)
+        assert process.returncode == 0
+        assert not [text for text in (*pages, out, err) if any(secret in text for secret in SECRETS)]
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_homes_ledger_moves_there_and_back_and_runs_go_on(postgres, fresh):
+    url = postgres.url()
+    for name, rows in {"bank": people(60, 0), "bureau": people(50, 20)}.items():
+        write_people(fresh.path / f"{name}.csv", rows)
+    first = fresh.fedseal("run", job(fresh, ["bank", "bureau"]), "--out", "one", "--json")
+    assert first.code == 0, first
+    moved = fresh.fedseal("audit", "move", "--to", url, "--json")
+    assert moved.code == 0 and moved.json["size"] == first.json["ledger"]["size"], moved
+    refused = fresh.fedseal("run", job(fresh, ["bank", "bureau"]), "--out", "two")
+    assert refused.code == 2 and "its ledger was moved" in refused.err, refused
+    second = fresh.fedseal("run", job(fresh, ["bank", "bureau"]), "--out", "two", "--json", FEDSEAL_LEDGER=url)
+    assert second.code == 0 and second.json["ledger"]["size"] > moved.json["size"], second
+    back = fresh.fedseal("audit", "move", "--to", fresh.home / "ledger.db", "--json", FEDSEAL_LEDGER=url)
+    assert back.code == 0 and back.json["size"] == second.json["ledger"]["size"], back
+    third = fresh.fedseal("run", job(fresh, ["bank", "bureau"]), "--out", "three", "--json")
+    assert third.code == 0, third
+    assert fresh.fedseal("audit", "verify").code == 0
+    refused = fresh.fedseal("audit", "move", "--to", fresh.home / "ledger.db", FEDSEAL_LEDGER=url).fails(2)
+    assert "was moved away already" in refused and not any(secret in refused for secret in SECRETS)
+
+
 def test_what_works_with_files_only_says_so_in_one_line(ran):
     place, url, _ = ran
     for words, said in (
-        (["serve", "--ledger", url], "audit serve reads a file"),
         (["verify", url], "named with --ledger"),
         (["verify", "--ledger", url, "--against", "kept"], "is no file"),
         (["verify", "--ledger", url.replace("postgresql:", "mysql:")], "no place of a ledger"),

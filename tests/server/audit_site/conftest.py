@@ -11,8 +11,10 @@ import pytest
 
 from fl_core.home import Home
 from fl_core.trust.identity import Identity
+from fl_core.trust.postgres_url import Place
 from server.audit_site.site import AuditSite
 from tests.fl_core.trust.pack_scene import Scene
+from tests.postgres import Server, start_server
 from tests.server.audit_site.scenes import Pages, scene_at
 
 RUNS = ("run-1", "run-2", "run-3")
@@ -25,10 +27,7 @@ def people() -> SimpleNamespace:
     )
 
 
-@pytest.fixture(scope="session")
-def three_runs(tmp_path_factory, people) -> Path:
-    """One that ended and is witnessed, one that was refused, one under way."""
-    made = scene_at(tmp_path_factory.mktemp("ledger") / "ledger.db", people)
+def three(made: Scene) -> None:
     made.run(RUNS[0])
     made.open_run(RUNS[1])
     made.round(RUNS[1], 1)
@@ -38,6 +37,13 @@ def three_runs(tmp_path_factory, people) -> Path:
     made.open_run(RUNS[2])
     made.round(RUNS[2], 1)
     made.ledger.append([made.say("a", "update", {"round": 2}, RUNS[2])])  # under no checkpoint
+
+
+@pytest.fixture(scope="session")
+def three_runs(tmp_path_factory, people) -> Path:
+    """One that ended and is witnessed, one that was refused, one under way."""
+    made = scene_at(tmp_path_factory.mktemp("ledger") / "ledger.db", people)
+    three(made)
     made.ledger.close()
     return made.path
 
@@ -65,7 +71,7 @@ def pages_of(monkeypatch) -> Iterator[Callable[..., Pages]]:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     made = []
 
-    def make(ledger: Path, home: Path, **options) -> Pages:
+    def make(ledger: Place, home: Path, **options) -> Pages:
         made.append(Pages(AuditSite(ledger, Home.at(home), **options)))
         return made[-1]
 
@@ -77,3 +83,20 @@ def pages_of(monkeypatch) -> Iterator[Callable[..., Pages]]:
 @pytest.fixture
 def pages(scene, tmp_path, pages_of) -> Pages:
     return pages_of(scene.path, tmp_path / "home")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    server = start_server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def far(postgres: Server, people: SimpleNamespace) -> Iterator[Scene]:
+    """Those runs, in a schema of their own on a server."""
+    made = Scene(postgres.place(), people.coordinator, people.parties)
+    made.show_cards()
+    three(made)
+    yield made
+    made.ledger.close()

@@ -7,6 +7,9 @@ import sqlite3
 
 import pytest
 
+from fl_core.errors import JobFailed
+from server.audit_site import runs
+from server.audit_site.look import Look
 from server.audit_site.rows import Rows
 from server.audit_site.runs import RunIndex
 from tests.fl_core.trust.pack_scene import JOB, MODEL
@@ -74,6 +77,24 @@ def test_a_file_that_was_cut_or_rewritten_is_noticed_and_read_anew(scene):
     db.close()
     read(index, scene.path)
     assert index.changed_at > 0
+
+
+@pytest.mark.parametrize("page", [1, 3, 500])
+def test_a_reading_that_is_cut_short_goes_on_where_it_was(scene, monkeypatch, page):
+    """What was taken up by then must not look like another ledger afterwards."""
+    monkeypatch.setattr(runs, "PAGE", page)
+    whole, index, row = read(RunIndex(), scene.path), RunIndex(), Look.row
+
+    def lost(look, seq):
+        if seq == 20 or page == 500:
+            raise JobFailed("the server cannot be reached")
+        return row(look, seq)
+
+    monkeypatch.setattr(Look, "row", lost)
+    with pytest.raises(JobFailed):
+        read(index, scene.path)
+    monkeypatch.setattr(Look, "row", row)
+    assert read(index, scene.path) == whole and not index.changed_at
 
 
 def test_bodies_of_any_shape_are_taken(scene):

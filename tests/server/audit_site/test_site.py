@@ -434,7 +434,7 @@ def test_a_verdict_is_kept_until_the_file_is_written_to(scene, pages, monkeypatc
         assert "written to since" not in pages.verdict()
     assert len(runs) == 1
     scene.ledger.append([scene.say("a", "update", {"round": 3}, "run-3")])
-    assert "the file was written to since" in pages.text("/")
+    assert "the ledger was written to since" in pages.text("/")
     size = scene.ledger.size
     assert f"{size} over" not in pages.verdict() and len(runs) == 2 and f"over {size}" in pages.verdict()
 
