@@ -17,7 +17,8 @@ while two processes append        one after the other; the second reads the head
 
 The ledger admits only what the auditor's verifier accepts: statements for this log, signed under a card that
 an earlier entry shows, one card a name and one name a key; a `rotate` changes the card of a name, a `revoke` ends
-it (`fl_core.trust.rotation`). Statements are verified here, not trusted from the caller.
+it (`fl_core.trust.rotation`). Statements are verified here, not trusted from the caller; and nobody says in a run what
+the roles on its own card do not allow (`fl_core.trust.profile`).
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from fl_core.trust.identity import Card, Identity
 from fl_core.trust.ledger_store import Place, Store, open_store
 from fl_core.trust.outside import VerifierKey
 from fl_core.trust.postgres_url import PostgresUrl
+from fl_core.trust.profile import IN_RUNS, Claims
 from fl_core.trust.rotation import Revoked, new_card
 
 _PAGE = 500
@@ -56,6 +58,7 @@ class Ledger:
         self._identity = identity
         self._lock = threading.RLock()
         self._read_cards: dict[bytes, Card] = {}  # by their bytes: to read one is to verify a signature
+        self._claims = Claims()
 
     @classmethod
     def open(cls, path: Place, identity: Identity | None = None) -> Ledger:
@@ -134,6 +137,8 @@ class Ledger:
             If a statement does not verify.
         WrongKey
             If the signer shows no card before, another card than before, or another party's key.
+        RefusedError
+            If the roles on the signer's own card do not allow it.
         """
         with self._writing():
             return self._append(list(statements))
@@ -292,6 +297,8 @@ class Ledger:
         now = time.time_ns() // 1_000_000
         prev = self._node(0, frontier.size - 1).hex() if frontier.size else NO_PREVIOUS
         cards: dict[str, Card] = {}
+        if any(statement.kind in IN_RUNS for statement in statements):
+            self._claims.catch_up(self)
         entries: list[Entry] = []
         nodes: list[tuple[int, int, bytes]] = []
         signers: list[Card] = []
@@ -338,6 +345,7 @@ class Ledger:
         cards[by] = card
         if statement.kind == "roster" and card == self._coordinator_identity().card:
             check_roster(statement.body)
+        self._claims.check(statement, card)
         return card
 
     def _check_signature(self, statement: Statement, card: Card) -> None:

@@ -20,7 +20,9 @@ Everybody who reads the ledger reads them. Whoever orders them can leave one out
 from __future__ import annotations
 
 import heapq
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from fl_core.errors import BadMessage, IntegrityError, WrongKey
@@ -28,13 +30,22 @@ from fl_core.messages import COORDINATOR
 from fl_core.trust.entry import Entry, Statement
 from fl_core.trust.fields import check_hex, check_text, check_whole, closed, jsonable, listed
 from fl_core.trust.identity import Card, Identity
-from fl_core.trust.roles import Role, read_roles
+from fl_core.trust.roles import Action, Role, read_roles, require
 from fl_core.trust.rotation import Revoked, new_card
 
 if TYPE_CHECKING:
     from fl_core.trust.ledger import Ledger
 
 KIND = "profile"
+IN_RUNS: Mapping[str, tuple[Action, ...]] = MappingProxyType({
+    "join": (Action.CONTRIBUTE_DATA, Action.RECEIVE_RESULT),
+    "key": (Action.CONTRIBUTE_DATA, Action.RECEIVE_RESULT),
+    "session": (Action.CONTRIBUTE_DATA, Action.RECEIVE_RESULT),
+    "update": (Action.CONTRIBUTE_DATA,),
+    "use": (Action.CONTRIBUTE_DATA,),
+    "receipt": (Action.RECEIVE_RESULT,),
+})  # fmt: skip
+"""What the roles of whoever says something in a run must allow; one of these."""
 MEMBER_KINDS = ("card", KIND, "rotate", "revoke")
 
 
@@ -250,3 +261,29 @@ def members_of(ledger: Ledger) -> Members:
     for entry in heapq.merge(*streams, key=lambda entry: entry.seq):
         members.add(entry, ledger.signer(entry))
     return members
+
+
+class Claims:
+    """The roles that the profiles of one ledger claim, by card; kept up with it, so that nothing is read twice."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, frozenset[Role]] = {}
+        self._upto = 0
+
+    def catch_up(self, ledger: Ledger) -> None:
+        """Read what has come since; before one's own transaction writes anything, since that may be taken back."""
+        end = ledger.size
+        for entry in ledger.entries(self._upto, end, run="", kind=KIND):
+            card = ledger.signer(entry)
+            try:
+                self._held[card.fingerprint] = Profile.read(entry.statement, card).held
+            except IntegrityError:
+                continue  # as in `Members`
+        self._upto = end
+
+    def check(self, statement: Statement, card: Card) -> None:
+        """Raise RefusedError for a statement in a run that the roles claimed for its signer's card do not allow."""
+        actions = IN_RUNS.get(statement.kind)
+        claimed = self._held.get(card.fingerprint)
+        if actions is not None and claimed is not None:
+            require(card.name, claimed, *actions)

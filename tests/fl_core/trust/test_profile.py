@@ -17,8 +17,8 @@ from fl_core.trust.entry import NO_PREVIOUS, Entry, Statement
 from fl_core.trust.identity import Identity
 from fl_core.trust.ledger import Ledger
 from fl_core.trust.pack import write_pack
-from fl_core.trust.profile import Member, Members, Profile, members_of
-from fl_core.trust.roles import Role
+from fl_core.trust.profile import IN_RUNS, Member, Members, Profile, members_of
+from fl_core.trust.roles import Role, may
 from fl_core.trust.rotation import Revoked, rotate
 from fl_core.trust.verify import verify_ledger, verify_pack
 from tests.fl_core.trust.consent import dataset_card
@@ -442,3 +442,56 @@ def test_profiles_on_the_board_are_canonical_small_and_the_ledger_stays_valid(de
     ((posted,), following) = desk.board.read(["profile"])
     assert (posted.statement, posted.card, following) == (most, ANN.card, None)
     assert verify_ledger(desk.path).reason == "valid"
+
+
+# ---- what is said in runs
+
+
+def in_run(who: Identity, kind: str, log: str) -> Statement:
+    return Statement.make(who, log=log, kind=kind, run="r1", body={"step": "x"})
+
+
+@pytest.mark.parametrize("role", list(Role))
+@pytest.mark.parametrize("kind", ["join", "key", "session", "update", "use", "receipt", "close", "refusal"])
+def test_nobody_says_in_a_run_what_its_roles_do_not_allow(tmp_path, role, kind):
+    with Ledger.open(tmp_path / "ledger.db", COORDINATOR) as ledger:
+        log = ledger.log
+        ledger.append([introduce(ANN, log), profile(ANN, (role.value,)).sign(ANN, log=log)])
+        wanted = IN_RUNS.get(kind)
+        if wanted is None or any(may({role}, action) for action in wanted):
+            assert ledger.append([in_run(ANN, kind, log)])[0].kind == kind
+            return
+        size = ledger.size
+        with pytest.raises(RefusedError, match=rf"^ann \({role}\) may not .*; allowed: "):
+            ledger.commit([in_run(ANN, kind, log)])
+        assert ledger.size == size
+
+
+def test_without_a_profile_everybody_takes_part_and_a_later_one_takes_rights_away(tmp_path):
+    path = tmp_path / "ledger.db"
+    with Ledger.open(path, COORDINATOR) as ledger, Ledger.open(path, COORDINATOR) as other:
+        log = ledger.log
+        ledger.append([introduce(ANN, log), in_run(ANN, "update", log)])
+        other.append([profile(ANN, AUDITOR, 1).sign(ANN, log=log)])
+        with pytest.raises(RefusedError, match="take part in a job with data"):
+            ledger.append([in_run(ANN, "update", log)])
+        other.append([profile(ANN, OWNER, 2).sign(ANN, log=log)])
+        ledger.append([in_run(ANN, "update", log)])
+
+
+def test_a_profile_for_anothers_card_takes_nothing_from_it(tmp_path):
+    with Ledger.open(tmp_path / "ledger.db", COORDINATOR) as ledger:
+        log = ledger.log
+        about_bob = {"card": BOB.card.fingerprint, "roles": list(AUDITOR), "contact": "", "certificate": "", "time": 1}
+        ledger.append([introduce(ANN, log), introduce(BOB, log), raw(ANN, about_bob, log=log)])
+        assert ledger.append([in_run(BOB, "update", log)])
+
+
+def test_a_statement_that_was_taken_back_claims_nothing(tmp_path):
+    with Ledger.open(tmp_path / "ledger.db", COORDINATOR) as ledger:
+        log = ledger.log
+        ledger.append([introduce(ANN, log)])
+        broken = dataclasses.replace(in_run(ANN, "update", log), sig="00" * 64)
+        with pytest.raises(BadSignature):
+            ledger.append([profile(ANN, AUDITOR).sign(ANN, log=log), broken])
+        assert ledger.append([in_run(ANN, "update", log)])
