@@ -334,6 +334,11 @@ class Running:
         identity = Identity.load_or_create(self.home.coordinator, COORDINATOR)
         with Ledger.open(self.home.ledger, identity) as ledger:
             ledger.commit([Statement.make(identity, log=ledger.log, kind="failure", run=self.info.run, body=body)])
+            if self.home.witnesses.exists():
+                from server.witness import ask_about_run
+
+                told = ask_about_run(self.home, ledger)
+                self.folder.write_log(f"witnesses from outside: {json.dumps(told)}")
 
     def _summary(self, ledger: Ledger, metrics: dict[str, float], model: str, seconds: float) -> dict[str, Any]:
         out = Path(self.info.out)

@@ -101,6 +101,13 @@ def test_coordinator_and_parties_cannot_issue_a_witnessed_log_anew(place):
     command = [sys.executable, "-m", "fl_core.trust.verify", place.path / "pack", "--witnesses", policy]
     assert subprocess.run(command, cwd=REPO, capture_output=True, check=False).returncode == 0
 
+    (place.path / "bureau.csv").write_text("id\nid1\nid1\n")
+    assert place.fedseal("run", "meet.toml").code != 0
+    with Ledger.open(Home(place.home).ledger) as ledger:
+        head = ledger.checkpoint_sizes()[-1]
+        assert [entry.kind for entry in ledger.entries(head - 1)] == ["failure"]
+        assert list(ledger.outside_cosignatures(head)) == [notary["key"]], "a run that failed is witnessed too"
+
     forged = Home(place.path / "forged")
     issue_anew(Home(place.home), forged)
     assert place.fedseal("audit", "verify", "--ledger", forged.ledger).code == 0, "consistent in itself"

@@ -100,7 +100,9 @@ def test_a_coordinator_without_a_certificate_of_its_own_authority_is_refused(coo
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("given", [OURS.fingerprint, OURS.fingerprint[:16], OURS.fingerprint.upper()])
+@pytest.mark.parametrize(
+    "given", [OURS.fingerprint, OURS.fingerprint[:16], OURS.fingerprint.upper()], ids=["whole", "short", "upper case"]
+)
 def test_the_operators_fingerprint_is_recognised(ours, given):
     assert ask(ours, given) == OURS
 

@@ -119,7 +119,7 @@ def test_half_a_rotation_ends_nothing():
     "shown",
     ["x", {}, 7, [1], [[]], [{}], [{"card": {}, "statement": {}}], [{"card": ANN.card.to_dict()}],
      [{**item(revoked(ANN, "ann", ANN.card), ANN.card), "more": 1}]],
-    ids=str,
+    ids=["text", "object", "number", "numbers", "lists", "nothing", "empty", "card alone", "more"],
 )  # fmt: skip
 def test_what_is_malformed_is_refused(shown):
     with pytest.raises(BadMessage):
