@@ -11,9 +11,9 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from clients.consent import Leave
-from clients.consent_gate import Gate
-from clients.ended_keys import check_cards, take_up
+from clients.consent.decision import Leave
+from clients.consent.ended_keys import check_cards, take_up
+from clients.consent.gate import Gate
 from clients.part import NodeConfig, bind, own_part
 from clients.role import Role, Step
 from clients.store import PartyStore, RunState

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.consent import Consent
+from clients.consent.decision import Consent
 from fl_core.files import locked, private_dir, write_atomic
 from fl_core.messages import HEAD
 from fl_core.trust.budget import Budget

@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 from sklearn.datasets import load_breast_cancer
 
-from clients.vertical_predict import VerticalClient
-from clients.vertical_table import load_part, read_rows
+from clients.predict.vertical import VerticalClient
+from clients.predict.vertical_table import load_part, read_rows
 from experiments.figures import Figure, command_line
 from experiments.loopback import wait_for
 from experiments.process_tree import fedseal, run_tree

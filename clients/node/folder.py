@@ -27,7 +27,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from clients.consent import Consent
+from clients.consent.decision import Consent
 from clients.own_profile import check_contact
 from clients.part import Line
 from clients.policy import ASK, CONSENTS, KINDS, STANDING, Policy

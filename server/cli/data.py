@@ -86,7 +86,7 @@ def _card(
     desk: Desk, place: str | None, query: str | None, name: str, asked: dict[str, Any]
 ) -> tuple[DatasetCard, str]:
     """The card of the data at a place, with the terms asked for, or else those of the version before."""
-    from clients.consent_data import place_of, version_of
+    from clients.consent.data import place_of, version_of
     from clients.describe import describe
     from clients.policy import KINDS
     from clients.store import PartyStore

@@ -17,7 +17,7 @@ from fl_core.errors import FedsealError, JobFailed, RefusedError, UsageError
 
 if TYPE_CHECKING:
     from clients.board import Board
-    from clients.consent import Consent
+    from clients.consent.decision import Consent
     from clients.own_profile import Said
     from fl_core.home import Home
     from fl_core.trust.entry import Statement
@@ -56,7 +56,7 @@ class Desk:
     @cached_property
     def consent(self) -> Consent:
         """What the one has published and granted."""
-        from clients.consent import Consent
+        from clients.consent.decision import Consent
 
         return Consent(self.folder, self.identity)
 
@@ -135,7 +135,7 @@ class Desk:
     def sync(self) -> list[str]:
         """Take up what others have said of one's own data and grants, and whose keys have ended; what was refused."""
         from clients.board import revoked_keys
-        from clients.consent_folder import ConsentFolder
+        from clients.consent.folder import ConsentFolder
 
         if self.board is None:
             return []

@@ -197,7 +197,7 @@ def _request_of(desk: Desk, digest: str) -> GrantRequest | None:
 
 def _wider(terms: Terms, asked: Terms) -> str:
     """In which way terms give more than was asked for; empty where they do not."""
-    from clients.consent_terms import narrowed
+    from clients.consent.terms import narrowed
 
     try:
         narrowed(asked, **{field.name: getattr(terms, field.name) for field in dataclasses.fields(terms)})

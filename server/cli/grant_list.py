@@ -20,7 +20,7 @@ from server.cli.desk import line, moment, now_ms
 
 if TYPE_CHECKING:
     from clients.board import Posted
-    from clients.consent import Consent
+    from clients.consent.decision import Consent
     from fl_core.trust.grant_store import Account
     from server.cli.desk import Desk
 

@@ -72,7 +72,7 @@ def _of_job(path: Path | None, asked: dict[str, Any]) -> dict[str, Any]:
     """What a job file says of the grant that it needs."""
     if path is None:
         return {}
-    from clients.consent_terms import Wanted
+    from clients.consent.terms import Wanted
     from fl_core.config import load_job
 
     wanted = Wanted.of(load_job(path, []), owner=asked["owner"], dataset=asked["dataset"])

@@ -15,7 +15,7 @@ from server.cli.desk import EITHER, AsOption, Desk, OutOption, has_pass, line, n
 from server.cli.options import HomeOption, JsonOption
 
 if TYPE_CHECKING:
-    from clients.consent import Consent
+    from clients.consent.decision import Consent
     from fl_core.home import Home
     from fl_core.trust.entry import Statement
     from fl_core.trust.grants import Terms
@@ -97,8 +97,8 @@ def _post_rotation(desk: Desk, new: Identity, out: Path | None) -> str:
 
 def _switch(desk: Desk, new: Identity) -> list[Statement]:
     """Use the new key from here on; return what is to be said again under it.  May be cut short and done again."""
-    from clients.consent import Consent
-    from clients.consent_folder import ConsentFolder
+    from clients.consent.decision import Consent
+    from clients.consent.folder import ConsentFolder
     from fl_core.trust import catalog
 
     old, consent = desk.consent, Consent(desk.folder, new)

@@ -64,7 +64,7 @@ def _listings(folder: Path, name: str) -> tuple[Listing, ...]:
     """What was published; nothing is made where there is nothing."""
     if not (folder / "consent").exists() or not (folder / "identity.key").exists():
         return ()
-    from clients.consent import Consent
+    from clients.consent.decision import Consent
     from fl_core.trust.identity import Identity
 
     return Consent(folder, Identity.load_or_create(folder, name)).listings()

@@ -190,7 +190,7 @@ def _convert(
     """Convert a model, say what it costs, and write it."""
     from dataclasses import asdict
 
-    from clients.predict_file import read_features
+    from clients.predict.file import read_features
     from server.serving.convert import convert
     from server.serving.sources import find, save_converted
 
@@ -217,7 +217,7 @@ def _vertical(text: str, id_columns: tuple[str, ...]) -> tuple[str, Callable[[],
     folder, data = Path(words[-2]), Path(words[-1])
 
     def read() -> RowsById:
-        from clients.vertical_table import read_served
+        from clients.predict.vertical_table import read_served
 
         return read_served(folder, data, id_columns)
 
@@ -281,8 +281,8 @@ def predict(
         raise UsageError(f"--ca {ca}: cannot be read ({error.strerror})") from None
     state = folder / "predict"
     if vertical is not None:
-        from clients.vertical_predict import VerticalClient
-        from clients.vertical_predict_file import vertical_predict_file
+        from clients.predict.vertical import VerticalClient
+        from clients.predict.vertical_file import vertical_predict_file
 
         with VerticalClient(
             server, authority=authority, identity=identity, folder=state, model=vertical, name=model
@@ -295,7 +295,7 @@ def predict(
     if ids:
         raise UsageError("--ids without --vertical; allowed: both")
     from clients.predict import PredictClient
-    from clients.predict_file import predict_file
+    from clients.predict.file import predict_file
 
     with PredictClient(server, authority=authority, identity=identity, folder=state) as client:
         told = predict_file(client, data, model=model, id_columns=id_columns or [], without=without or [], out=out)

@@ -6,8 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from clients.consent import Consent, Leave
-from clients.consent_terms import Wanted
+from clients.consent.decision import Consent, Leave
+from clients.consent.terms import Wanted
 from fl_core.config import load_job
 from fl_core.trust import order
 from fl_core.trust.catalog import UNLIMITED, DatasetCard, schema_digest

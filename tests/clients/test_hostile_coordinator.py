@@ -27,8 +27,8 @@ from fl_core.trust import canonical, order
 from fl_core.trust.entry import Statement
 from fl_core.trust.grant_statements import Approval
 from fl_core.trust.grants import Grant, Signer
+from tests.clients.consent.test_decision import refused
 from tests.clients.owners import COORDINATOR, EVE, LAB, LOG, Owner, job_of, ordered
-from tests.clients.test_consent import refused
 
 RUN, OTHER = "00" * 8, "11" * 8
 OWN = {"horizontal": {"data": "credit", "label": "y"}, "psi": {"data": "credit", "id": ["id"]},

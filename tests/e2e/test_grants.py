@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from clients.consent import Consent
-from clients.consent_data import place_of
-from clients.consent_terms import Wanted
+from clients.consent.data import place_of
+from clients.consent.decision import Consent
+from clients.consent.terms import Wanted
 from fl_core.config import load_job
 from fl_core.home import Home
 from fl_core.trust import canonical

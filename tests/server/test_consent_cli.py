@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from clients.board import LocalBoard, introduce
-from clients.consent import Consent
+from clients.consent.decision import Consent
 from clients.describe import describe
 from clients.sql_source import SqlSource
 from clients.statement_file import read_statements, write_statements

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from clients.consent import Consent
+from clients.consent.decision import Consent
 from clients.node.activity import Activity
 from clients.node.folder import NodeFolder, Settings, Source
 from fl_core.errors import UsageError

@@ -17,7 +17,7 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-import clients.predict
+import clients.predict.client
 import server.predict
 import server.serving.accounts
 import server.serving.door
@@ -623,7 +623,7 @@ def test_a_server_that_changed_its_card_is_refused(fresh, monkeypatch):
 
 
 def test_another_authority_is_refused(place, monkeypatch):
-    monkeypatch.setattr(clients.predict, "CALL_SECONDS", 5.0)
+    monkeypatch.setattr(clients.predict.client, "CALL_SECONDS", 5.0)
     other = certificates.make_authority("other").certificate
     with (
         PredictClient(place.address, authority=other, identity=place.clinic, folder=place.path / "x") as client,

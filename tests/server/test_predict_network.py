@@ -6,7 +6,7 @@ import grpc
 import numpy as np
 import pytest
 
-from clients.predict_askers import make_asker
+from clients.predict.askers import make_asker
 from fl_core.errors import DataError, UsageError
 from fl_core.serving import digest
 from server.serving.folding import Found, ready, squares

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clients.consent import Consent
+from clients.consent.decision import Consent
 from fl_core import messages
 from fl_core.errors import JobFailed, RefusedError
 from fl_core.messages import Packet

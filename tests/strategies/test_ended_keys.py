@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from clients.board import introduce
-from clients.consent_folder import ConsentFolder
+from clients.consent.folder import ConsentFolder
 from fl_core import messages
 from fl_core.errors import JobFailed, RefusedError
 from fl_core.messages import Packet

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from clients.consent import Consent
+from clients.consent.decision import Consent
 from clients.node.folder import NodeFolder, Settings, Source
 from clients.policy import ASK, STANDING
 from fl_core.home import Home

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from clients.board import LocalBoard, introduce
-from clients.consent import Consent
-from clients.consent_order import NotGranted
-from clients.consent_terms import Wanted
+from clients.consent.decision import Consent
+from clients.consent.order import NotGranted
+from clients.consent.terms import Wanted
 from clients.statement_file import write_statements
 from fl_core.errors import FedsealError
 from fl_core.home import Home

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 import server.serving.vertical
 from clients.model_folder import read_part, write_part
-from clients.predict_channel import OverQuota
-from clients.vertical_table import read_served
+from clients.predict.channel import OverQuota
+from clients.predict.vertical_table import read_served
 from fl_core.crypto.marked_sum import ANSWER_BYTES, Asker
 from fl_core.errors import BadMessage, DataError, RefusedError, UsageError, WrongKey
 from fl_core.job import MIN_TREES
@@ -235,7 +235,7 @@ def test_questions_differ_in_no_size_whatever_the_columns(places, worlds):
 
 
 def client_columns(client, values):
-    from clients.vertical_table import columns_of
+    from clients.predict.vertical_table import columns_of
 
     return columns_of(values, client.part.kinds, len(next(iter(values.values()))), "test")
 

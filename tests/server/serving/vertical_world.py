@@ -16,8 +16,8 @@ from google.protobuf.message_factory import GetMessageClass
 from sklearn.datasets import load_breast_cancer
 
 from clients.model_folder import write_part
-from clients.vertical_predict import VerticalClient
-from clients.vertical_table import load_part, read_served
+from clients.predict.vertical import VerticalClient
+from clients.predict.vertical_table import load_part, read_served
 from fl_core.config import load_job
 from fl_core.crypto.marked_sum import Asker
 from fl_core.learning.columns import Column, Columns

@@ -46,7 +46,7 @@ class Held:
     datasets
         Own `dataset` statements, in the order of signing.
     places
-        Where the data of which name lie (`clients.consent_data.place_of`).
+        Where the data of which name lie (`clients.consent.data.place_of`).
     grants
         Grants that somebody decided on: id → dataset.
     revoked_keys

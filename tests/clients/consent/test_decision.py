@@ -10,12 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clients import consent_folder
-from clients.consent import Consent
-from clients.consent_data import place_of, version_of
-from clients.consent_folder import ConsentFolder, Held
-from clients.consent_order import NotGranted, OverGranted, topics_of
-from clients.consent_terms import Wanted, code_digest, narrowed, word_of
+from clients.consent import folder as consent_folder
+from clients.consent.data import place_of, version_of
+from clients.consent.decision import Consent
+from clients.consent.folder import ConsentFolder, Held
+from clients.consent.order import NotGranted, OverGranted, topics_of
+from clients.consent.terms import Wanted, code_digest, narrowed, word_of
 from clients.sql_source import SqlSource
 from fl_core.errors import BadMessage, BadSignature, RefusedError, UsageError, WrongKey
 from fl_core.trust import canonical, order

@@ -7,7 +7,7 @@ import hmac
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clients.consent_terms import word_of
+from clients.consent.terms import word_of
 from clients.data import dataset_name
 from clients.part import source_of
 from clients.policy import Policy
@@ -16,7 +16,7 @@ from fl_core.job import Job, Party
 from fl_core.urls import without_password
 
 if TYPE_CHECKING:
-    from clients.consent_book import ConsentBook
+    from clients.consent.book import ConsentBook
     from clients.sql_source import SqlSource
 
 _PART = 1 << 20

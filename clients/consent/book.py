@@ -9,8 +9,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from clients.consent_folder import ConsentFolder
-from clients.consent_terms import narrowed
+from clients.consent.folder import ConsentFolder
+from clients.consent.terms import narrowed
 from fl_core.errors import UsageError
 from fl_core.trust import canonical, catalog
 from fl_core.trust.catalog import UNLIMITED, Catalog, DatasetCard, Listing
@@ -57,7 +57,7 @@ class ConsentBook:
         log
             Origin of the coordinator's ledger, `fedseal/…`.
         place
-            Where the data lie, as `clients.consent_data.place_of` says it: so a job file that names the place uses
+            Where the data lie, as `clients.consent.data.place_of` says it: so a job file that names the place uses
             this dataset. Not needed at a node, whose data are bound to names.
 
         Raises

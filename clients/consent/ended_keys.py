@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from clients.consent_folder import ConsentFolder
+from clients.consent.folder import ConsentFolder
 from fl_core.errors import WrongKey
 from fl_core.job import Job
 from fl_core.messages import Packet, sha256

@@ -22,9 +22,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from clients.consent_book import ConsentBook, now_ms
-from clients.consent_order import AMOUNTS, NotGranted, Ordered, OverGranted, topics_of
-from clients.consent_terms import Wanted
+from clients.consent.book import ConsentBook, now_ms
+from clients.consent.order import AMOUNTS, NotGranted, Ordered, OverGranted, topics_of
+from clients.consent.terms import Wanted
 from fl_core.errors import BudgetExceeded, RefusedError
 from fl_core.trust import canonical, order
 from fl_core.trust.catalog import UNLIMITED, DatasetCard, Listing

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from clients.consent import Consent, Leave
-from clients.consent_data import dataset_of, version_at
-from clients.consent_order import NotGranted
-from clients.consent_terms import Wanted, word_of
+from clients.consent.data import dataset_of, version_at
+from clients.consent.decision import Consent, Leave
+from clients.consent.order import NotGranted
+from clients.consent.terms import Wanted, word_of
 from clients.part import NodeConfig
 from clients.policy import STANDING
 from fl_core import messages

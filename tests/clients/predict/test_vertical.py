@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clients.columns import MISSING, read_columns
-from clients.vertical_predict_file import vertical_predict_file
-from clients.vertical_table import MAX_ID, columns_of, hash_texts, load_part, read_rows
+from clients.predict.vertical_file import vertical_predict_file
+from clients.predict.vertical_table import MAX_ID, columns_of, hash_texts, load_part, read_rows
 from fl_core.errors import DataError, UsageError
 from tests.server.serving.vertical_world import ACTIVE, GONE, Place, hashes_of, identifier, make_world, own_rows
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from clients.consent_folder import ConsentFolder
+from clients.consent.folder import ConsentFolder
 from fl_core import messages
 from fl_core.errors import BadMessage, BadSignature, DataError, IntegrityError, WrongKey
 from fl_core.job import public_digest
@@ -17,8 +17,8 @@ from fl_core.trust.identity import Identity
 from fl_core.trust.roster import Roster
 from fl_core.trust.rotation import MAX_SHOWN, Revoked, rotate
 from fl_core.trust.rotation_shown import MAX_SHOWN_BYTES
+from tests.clients.consent.test_decision import refused
 from tests.clients.owners import COORDINATOR, EVE, LAB, LOG, job_of, ordered
-from tests.clients.test_consent import refused
 from tests.clients.test_hostile_coordinator import OTHER, OWN, RUN, Node, of
 
 BUREAU, CLINIC = Identity.create("bureau"), Identity.create("clinic")

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from clients.model_folder import write_scores
-from clients.vertical_predict import VerticalClient
-from clients.vertical_table import hash_texts, read_rows
+from clients.predict.vertical import VerticalClient
+from clients.predict.vertical_table import hash_texts, read_rows
 from fl_core.errors import UsageError
 
 

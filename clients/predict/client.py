@@ -2,7 +2,7 @@
 
 The key is new in each `PredictClient` and never leaves it; the server gets the public key once, and ciphertexts.  What
 scores tell of the model, and what the server learns, say `fl_core.crypto.linear_inference` and `network_inference`; how
-calls are made, and the server is checked, `predict_channel`.
+calls are made, and the server is checked, `clients.predict.channel`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clients import predict_channel
-from clients.predict_askers import Asker, make_asker, rotations_for
-from clients.predict_channel import PART, OverQuota, ServiceClient
+from clients.predict import channel
+from clients.predict.askers import Asker, make_asker, rotations_for
+from clients.predict.channel import PART, OverQuota, ServiceClient
 from fl_core.errors import DataError, UsageError
 from fl_core.serving import COLUMNS, ROW, Offer, digest, features_digest
 from fl_core.trust.identity import Identity
@@ -26,7 +26,7 @@ from fl_core.wire.predict_pb2 import ContextRequest, DescribeRequest, PredictRep
 
 __all__ = ["OverQuota", "PredictClient", "Scores"]
 Floats = NDArray[np.float64]
-CALL_SECONDS = predict_channel.CALL_SECONDS
+CALL_SECONDS = channel.CALL_SECONDS
 _SERVICE = predict_pb2.DESCRIPTOR.services_by_name["Prediction"]
 
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.predict_channel import PART, ServiceClient
-from clients.vertical_table import columns_of, hash_texts, load_part
+from clients.predict.channel import PART, ServiceClient
+from clients.predict.vertical_table import columns_of, hash_texts, load_part
 from fl_core.crypto import ring
 from fl_core.crypto.marked_sum import MAX_LEAVES, MAX_VALUE, Asker, asked_bytes
 from fl_core.crypto.ring import Elements, Floats
