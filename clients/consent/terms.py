@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,11 @@ from typing import Any
 from fl_core.errors import UsageError
 from fl_core.job import Job
 from fl_core.trust import canonical, order
-from fl_core.trust.catalog import to_micro
+from fl_core.trust.catalog import from_micro, to_micro
 from fl_core.trust.grants import ANY, Terms
 
 CUSTOM = "custom"  # the algorithm of a job whose model is code by name
+_FAR = 253_402_300_799_000  # ms: the last second of the year 9999
 _WORD = re.compile(r"[^a-z0-9_.-]")
 
 
@@ -138,5 +140,11 @@ def narrowed(asked: Terms, **changes: Any) -> Terms:
 
 
 def _narrower(name: str, fits: bool, asked: Any) -> None:
-    if not fits:
-        raise UsageError(f"{name}: wider than what was asked for; allowed: within {asked!s:.80}")
+    if fits:
+        return
+    if name == "epsilon":
+        asked = from_micro(asked)
+    elif name in ("not_before", "not_after"):
+        asked = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(min(asked, _FAR) / 1000))
+    within = f"from {asked} on" if name == "not_before" else f"within {asked!s:.80}"
+    raise UsageError(f"{name}: wider than what was asked for; allowed: {within}")

@@ -21,11 +21,11 @@ _MARKS = ("node.json", "grants.db", "budget.db", "consent")
 
 def register(app: typer.Typer) -> None:
     """Add `owner` to the commands."""
-    app.command(epilog="Examples: fedseal owner --name bank · fedseal owner --name bank --out page.html")(owner)
+    app.command(epilog="Examples: fedseal owner --as bank · fedseal owner --as bank --out page.html")(owner)
 
 
 def owner(
-    name: Annotated[str | None, typer.Option("--name", help="Whose data, where this home holds several.")] = None,
+    name: Annotated[str | None, typer.Option("--as", "--name", help="Whose data, if this home has several.")] = None,
     listen: Annotated[
         str, typer.Option("--listen", metavar="HOST:PORT", help="PORT alone is one of loopback.")
     ] = "9471",
@@ -73,7 +73,7 @@ def _whose(home: Home, name: str | None) -> str:
     if name is None and len(known) == 1:
         return known[0]
     if name is None or name not in known:
-        problem = "--name: whose data?" if name is None else f"--name {name:.80}: no such owner here."
+        problem = "--as: whose data?" if name is None else f"--as {name:.80}: no such owner here."
         allowed = ", ".join(known) or "none yet: fedseal node init, or fedseal run"
         raise UsageError(f"{problem} In {home.path} allowed: {allowed}")
     return name

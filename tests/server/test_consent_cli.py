@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -175,8 +176,14 @@ def test_what_cannot_be_done_is_said_in_one_line(shell, words, says):
 def test_options_that_give_more_than_was_asked_for_are_refused(shell):
     publish(shell)
     request = ask(shell)
-    for more in (["--uses", 4], ["--epsilon", "4.5"], ["--until", "2100-06-01"], ["--receivers", "eve"]):
-        assert "wider than what was asked for" in shell.fails(2, "grant", "approve", request, *more, "--as", "bank")
+    for more, within in (
+        (["--uses", 4], r"uses: .* within \d$"),
+        (["--epsilon", "4.5"], r"epsilon: .* within \d(\.\d+)?$"),
+        (["--until", "2100-06-01"], r"not_after: .* within 2\d\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC$"),
+        (["--receivers", "eve"], r"receivers: .* within \w+$"),
+    ):
+        said = shell.fails(2, "grant", "approve", request, *more, "--as", "bank").strip()
+        assert "wider than what was asked for" in said and re.search(within, said), said
     assert "--until" in shell.fails(2, "grant", "approve", request, "--until", "tomorrow", "--as", "bank")
     assert "--purpose" in shell.fails(2, "grant", "request", "bank/credit", "--kind", "psi", "--purpose", "marketing")
     assert shell.json("grant", "list", "--as", "bank")["granted"] == []
