@@ -254,10 +254,12 @@ class Members:
         return Member(body.name, None, None, since, entry.t, body.reason)
 
 
-def members_of(ledger: Ledger) -> Members:
-    """Return the members that a ledger shows, in one pass over its entries of `MEMBER_KINDS` outside runs."""
+def members_of(ledger: Ledger, size: int | None = None) -> Members:
+    """Return the members that the first `size` entries of a ledger show (all by default), in one pass over those of
+    `MEMBER_KINDS` outside runs.
+    """
     members = Members()
-    streams = [ledger.entries(run="", kind=kind) for kind in MEMBER_KINDS]
+    streams = [ledger.entries(0, size, run="", kind=kind) for kind in MEMBER_KINDS]
     for entry in heapq.merge(*streams, key=lambda entry: entry.seq):
         members.add(entry, ledger.signer(entry))
     return members

@@ -119,6 +119,8 @@ def _tell(run: Run, kind: str, body: Mapping[str, Any], t: Any) -> None:
     elif kind == "failure":
         status = body.get("status")
         run.state, run.code = status if status in STATES else "failed", _text(body, "code")
+        if run.code == run.state:  # said once
+            run.code = ""
     elif kind == "resume":
         run.state, run.code = "open", ""
 

@@ -7,12 +7,12 @@ statements of its chain of approvers, what was drawn from it in `use` statements
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from fl_core.errors import BadMessage
+from fl_core.errors import BadMessage, LedgerBroken
 from fl_core.messages import COORDINATOR
 from fl_core.trust.catalog import UNLIMITED, DatasetCard, from_micro
 from fl_core.trust.entry import Entry, Statement
@@ -20,7 +20,7 @@ from fl_core.trust.grant_statements import Approval, Used, approved_by, revoked_
 from fl_core.trust.grants import Grant, Signer
 from fl_core.trust.identity import Card
 from fl_core.trust.ledger import Ledger
-from fl_core.trust.profile import members_of
+from fl_core.trust.profile import Members, members_of
 
 _FAR = 253_402_300_800_000  # the year 10000, in ms
 
@@ -63,7 +63,7 @@ class Consents:
 
     def __init__(self, ledger: Ledger, run: str) -> None:
         self._ledger, self._run = ledger, run
-        self._known = members_of(ledger)
+        self._known, self._end = Members(), 0
         self._signed: list[tuple[Statement, Card]] = []
         self._grants: dict[str, Grant] = {}
         self._drawn: dict[tuple[str, str], int] = {}  # by grant and run
@@ -74,11 +74,13 @@ class Consents:
 
     def members(self, entries: Iterable[Entry]) -> Iterator[Member]:
         """Everybody of a run, the parties in the order of the roster."""
-        for member in self._members(entries):
+        held = list(entries)
+        self._end = held[-1].seq + 1 if held else 0
+        self._known = members_of(self._ledger, self._end)
+        for member in self._members(held):
             yield replace(member, said=self._said(member.name))
 
-    def _members(self, entries: Iterable[Entry]) -> Iterator[Member]:
-        held = list(entries)
+    def _members(self, held: Sequence[Entry]) -> Iterator[Member]:
         job: Mapping[str, Any] = next((e.body for e in held if e.kind == "job"), {})
         roster: Mapping[str, Any] = next((e.body for e in held if e.kind == "roster" and e.by == COORDINATOR), {})
         joins = {e.by: e.body for e in held if e.kind == "join"}
@@ -93,6 +95,8 @@ class Consents:
         if isinstance(submitted, dict):
             roles = ", ".join(map(str, submitted.get("roles", [])))
             yield Member(str(submitted.get("name")), f"submitted the job ({roles})", str(submitted.get("certificate")))
+        elif isinstance(grantee := job.get("grantee"), dict):
+            yield Member(str(grantee.get("name")), "ordered the job", str(grantee.get("fingerprint")))
 
     def _member(self, name: str, role: str, join: Mapping[str, Any], spent: str) -> Member:
         data, number = str(join.get("data") or ""), str(join.get("grant") or "")
@@ -153,7 +157,10 @@ class Consents:
 
     def _take(self, entry: Entry) -> None:
         statement = entry.statement
-        card = self._ledger.card(entry.by)
+        try:
+            card = self._ledger.signer(entry)  # as it was then: keys change
+        except LedgerBroken:
+            return
         try:
             if entry.kind == "use":
                 used = Used.from_dict(entry.body)
@@ -164,7 +171,7 @@ class Consents:
                     shown = DatasetCard.from_dict(entry.body["card"])
                     if shown.owner == entry.by:
                         self._cards[shown.owner, shown.name] = shown
-            elif card is not None:
+            else:
                 if entry.kind == Approval.KIND:
                     grant = Approval.from_dict(entry.body).grant
                     self._grants[grant.id] = grant
@@ -177,7 +184,8 @@ class Consents:
         return grant is not None and (grant.terms.owner, grant.terms.dataset) == (owner, dataset)
 
     def _key(self, name: str) -> str:
-        card = self._ledger.card(name)
+        """Of the card at the end of the run."""
+        card = self._ledger.card(name, self._end)
         return card.fingerprint if card is not None else ""
 
 

@@ -25,6 +25,7 @@ from fl_core.trust.identity import Identity
 from fl_core.trust.ledger import Ledger
 from fl_core.trust.outside import WITNESS_KEY, VerifierKey
 from fl_core.trust.profile import Profile
+from fl_core.trust.rotation import rotate
 from fl_core.trust.witness import Witness
 from server.cli.main import main
 from server.reconcile.compare import Difference, Reconciled
@@ -121,6 +122,25 @@ def test_consent_is_named_for_what_it_was(world: World) -> None:
     html = page(world)
     assert "its card says: data-owner; &lt;b&gt;data@ann.example" in html
     assert "Self-issued" not in html and "the consent of bob, cy" in html.lower()
+
+
+def test_a_key_that_is_changed_after_the_run_takes_no_consent_and_no_card_from_it(tmp_path: Path, schema: Path) -> None:
+    def grant_it(world: World) -> None:
+        ann, log, now = world.parties["ann"], world.ledger.log, int(time.time() * 1000)
+        grant = Grant(make_terms("ann", Signer("mona", "ee" * 32)), (Signer.of(ann.card),))
+        says = Profile(ann.card.fingerprint, ("data-owner",), "then", "", now).sign(ann, log=log)
+        world.ledger.append([says, Approval(grant).sign(ann, log=log)])
+        world.joined = {"ann": {"grant": grant.id}}
+
+    world = World(tmp_path, schema, before=grant_it)
+    old, new = world.parties["ann"], Identity.create("ann")
+    with Ledger.open(world.home.ledger, world.coordinator) as ledger:
+        now = int(time.time() * 1000)
+        later = Profile(new.card.fingerprint, ("receiver",), "now", "", now).sign(new, log=ledger.log)
+        ledger.append([rotate(old, new, log=ledger.log), later])
+        ann = examine(ledger, world.run, Verdict(), now=True).members[0]
+    assert (ann.name, ann.key, ann.said) == ("ann", old.card.fingerprint, "data-owner; then")
+    assert ann.consent and ann.consent.tone == "good" and ann.consent.words.endswith("signed by ann")
 
 
 def test_signatures_that_are_not_there_are_named(tmp_path: Path, schema: Path) -> None:
