@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+LONGEST := tests/e2e/test_deployment_faults.py tests/house  # these first: who begins last ends last
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-fast lint types bench clean
@@ -26,7 +27,7 @@ demo: install  ## training under encryption and DP, vertical training, joint pre
 
 test: install lint types  ## lint, types and all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not e2e" -n 2 --dist worksteal
-	$(BIN)/python -m pytest -m e2e -n 3 --dist loadfile
+	$(BIN)/python -m pytest -m e2e -n 3 --dist loadfile --no-loadscope-reorder $(LONGEST) tests
 
 test-fast: install  ## unit tests only, in seconds
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not e2e and not slow" -n 2 --dist worksteal
