@@ -28,6 +28,7 @@ from fl_core.trust.roles import Action, Role
 from fl_core.trust.rotation import Revoked
 from server.coordinator.folder import CoordinatorFolder
 from server.coordinator.nodes import ENABLED, Node
+from server.coordinator.rights import MissingRole, require_role
 from server.coordinator.submission import Caller
 
 A_MINUTE = 60  # statements of one person
@@ -36,10 +37,6 @@ Note = Callable[[str, str, dict[str, Any]], None]
 
 class TooFast(JobFailed):
     """Somebody posts more than a person does."""
-
-
-class MissingRole(RefusedError):
-    """A role that the statement needs is missing: its signer's, or the caller's."""
 
 
 class PublicBoard:
@@ -121,8 +118,8 @@ class PublicBoard:
         elif statement.kind in ("rotate", "revoke"):
             before.claims[statement.by] = None
         elif (action := ACTIONS.get(statement.kind)) is not None:
-            _require(caller.name, roles.held(caller.roles), action)
-            _require(statement.by, self._roles_of(statement.by, before.claims), action)
+            require_role(caller.name, roles.held(caller.roles), action)
+            require_role(statement.by, self._roles_of(statement.by, before.claims), action)
         return statement
 
     def _in_its_place(self, statement: Statement, caller: Caller, card: Card | None) -> Statement:
@@ -130,7 +127,7 @@ class PublicBoard:
         asked = Revoked.read(statement)
         if statement.by != caller.name:
             raise RefusedError(f"a revocation by {statement.by}; allowed: your own")
-        _require(caller.name, roles.held(caller.roles), Action.REVOKE_KEY)
+        require_role(caller.name, roles.held(caller.roles), Action.REVOKE_KEY)
         if card is None or statement.log != self._log:
             raise WrongKey(f"{statement.by}: has no card on this ledger, or speaks for another one")
         statement.verify(card)
@@ -238,10 +235,3 @@ def keep_out(folder: CoordinatorFolder, name: str, note: Note) -> None:
     if node is not None:
         folder.nodes.remove(name)
         note("node", "", {"node": name, "card": node.fingerprint, "state": "removed"})
-
-
-def _require(name: str, has: frozenset[Role], action: Action) -> None:
-    try:
-        roles.require(name, has, action)
-    except RefusedError as error:
-        raise MissingRole(str(error)) from None

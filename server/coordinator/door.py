@@ -42,9 +42,10 @@ from fl_core.wire.door_pb2 import (
     SubmitRequest,
     WatchRequest,
 )
-from server.coordinator.board import MissingRole, PublicBoard
+from server.coordinator.board import PublicBoard
 from server.coordinator.folder import CoordinatorFolder, at
 from server.coordinator.people import Person, Rejected
+from server.coordinator.rights import MissingRole
 from server.coordinator.runs import Runs
 from server.coordinator.submission import ENDS, Caller, Events, load
 from server.registry import RunFolder, facts
@@ -101,17 +102,28 @@ class Door:
         self._folder, self._runs, self._on_main, self._note = folder, runs, on_main, note
         self._board = PublicBoard(folder, note)
 
+    @contextmanager
+    def _noted(self, caller: Caller, method: str) -> Iterator[None]:
+        """A refusal for want of a role goes on the ledger."""
+        try:
+            yield
+        except MissingRole:
+            self._note("refusal", "", {"caller": caller.to_dict(), "method": method, "code": "role"})
+            raise
+
     def Submit(self, request: SubmitRequest, caller: Caller, context: grpc.ServicerContext) -> SubmitReply:
         """Start a job."""
         table, ordered = _table(request), _order(request)
         start = self._runs.start
-        info, events = self._on_main(lambda: start(table, caller, resume=request.resume, order=ordered))
+        with self._noted(caller, "Submit"):
+            info, events = self._on_main(lambda: start(table, caller, resume=request.resume, order=ordered))
         return SubmitReply(run=info.run, digest=info.job, events=events)
 
     def Check(self, request: SubmitRequest, caller: Caller, context: grpc.ServicerContext) -> CheckReply:
         """Whether every party would join."""
         table, ordered = _table(request), _order(request)
-        process = self._on_main(lambda: self._runs.start_check(table, order=ordered))
+        with self._noted(caller, "Check"):
+            process = self._on_main(lambda: self._runs.start_check(table, order=ordered))
         return CheckReply(result=json.dumps(self._runs.end_check(process)))
 
     def Watch(self, request: WatchRequest, caller: Caller, context: grpc.ServicerContext) -> Iterator[Event]:
@@ -178,11 +190,8 @@ class Door:
 
     def Post(self, request: PostRequest, caller: Caller, context: grpc.ServicerContext) -> PostReply:
         """Put statements on the board."""
-        try:
+        with self._noted(caller, "Post"):
             size, added = self._board.post(request.statements, caller)
-        except MissingRole:
-            self._note("refusal", "", {"caller": caller.to_dict(), "method": "Post", "code": "role"})
-            raise
         return PostReply(size=size, added=added)
 
     def Board(self, request: BoardRequest, caller: Caller, context: grpc.ServicerContext) -> BoardReply:

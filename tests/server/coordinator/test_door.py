@@ -25,11 +25,12 @@ from fl_core.errors import DataError, FedsealError, JobFailed, RefusedError, Usa
 from fl_core.processes import free_port
 from fl_core.trust import certificates
 from fl_core.trust.federation import Pass
+from fl_core.trust.node_card import NodeCard
 from fl_core.wire.door_pb2 import LogsRequest, SubmitRequest, WatchRequest
 from server.coordinator.door import Door, open_door
 from server.coordinator.folder import CoordinatorFolder
 from server.coordinator.submission import Caller, Events, save
-from server.registry import RunFolder, RunInfo, new_run_id
+from server.registry import RunFolder, RunInfo, all_runs, new_run_id
 
 OURS = version("fedseal")
 Act = Callable[[], Any]
@@ -296,6 +297,20 @@ def test_a_person_of_two_roles_has_the_rights_of_both(service, admit):
     with DoorClient(admit("eve", "auditor", "operator")) as client:
         run = service.add_run(submitter="ann", status="done").path.name
         assert "not running" in told(UsageError, lambda: client.stop(run))
+
+
+def test_a_job_for_a_node_without_the_role_is_refused_and_noted(service, folder, ann, job):
+    node = folder.nodes.all()["b"]
+    folder.nodes.register(NodeCard.from_dict(node.card), ["receiver"])
+    for method, call in (
+        ("Submit", lambda: ann.submit(job, resume=False, version=OURS)),
+        ("Check", lambda: ann.check(job, version=OURS)),
+    ):
+        service.notes.clear()
+        assert told(RefusedError, call).startswith("b (receiver) may not take part in a job with data")
+        ((kind, run, body),) = service.notes
+        assert (kind, run, body["caller"]["name"], body["method"], body["code"]) == ("refusal", "", "ann", method, "role")
+    assert all_runs(folder.home) == []
 
 
 # ---- what is submitted

@@ -11,7 +11,8 @@ import time
 import pytest
 
 import server.coordinator.runs as module
-from fl_core.errors import FedsealError, JobFailed, UsageError, WaitTimeout
+from fl_core.errors import FedsealError, JobFailed, RefusedError, UsageError, WaitTimeout
+from fl_core.trust.node_card import NodeCard
 from server.coordinator.nodes import DISABLED
 from server.coordinator.runs import Runs
 from server.coordinator.submission import Caller, Events, load
@@ -81,6 +82,14 @@ def test_no_run_waits_for_a_node_that_is_kept_out(runs, superlink, folder, job, 
 
 
 # ---- started
+
+
+@pytest.mark.parametrize("act", [lambda runs, job: runs.start(job, ANN, resume=False), lambda runs, job: runs.start_check(job)], ids=["run", "check"])  # fmt: skip
+def test_a_party_without_the_role_for_its_part_starts_nothing(runs, superlink, folder, job, act):
+    folder.nodes.register(NodeCard.from_dict(folder.nodes.all()["b"].card), ["receiver"])
+    with pytest.raises(RefusedError, match=r"^b \(receiver\) may not take part in a job with data; allowed: data-owner$"):
+        act(runs, job)
+    assert all_runs(folder.home) == [] and superlink.started == [] and not runs.active
 
 
 def test_the_secrets_of_a_run_are_told_to_its_process_alone_and_only_on_stdin(runs, superlink, folder, job, program):
