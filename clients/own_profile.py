@@ -22,7 +22,8 @@ from fl_core.trust import canonical
 from fl_core.trust.entry import MAX_ENTRY, Statement
 from fl_core.trust.fields import check_text
 from fl_core.trust.identity import Card
-from fl_core.trust.profile import MEMBER_KINDS, Members, Profile
+from fl_core.trust.members import MEMBER_KINDS, Members
+from fl_core.trust.profile import Profile
 from fl_core.trust.rotation import Revoked, rotated
 
 _FILE = "profile.json"

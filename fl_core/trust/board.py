@@ -23,7 +23,8 @@ from fl_core.trust.grants import Signer
 from fl_core.trust.identity import Card, CardBook, Identity
 from fl_core.trust.ledger import Ledger
 from fl_core.trust.ledger_store import Place
-from fl_core.trust.profile import MEMBER_KINDS, Members, Profile, check_later
+from fl_core.trust.members import MEMBER_KINDS, Members
+from fl_core.trust.profile import Profile, check_later
 from fl_core.trust.roles import Action, require
 from fl_core.trust.rotation import MAX_SHOWN, Revoked, follow, new_card
 

@@ -43,6 +43,7 @@ from fl_core.trust.ledger_store import Place, Store, open_store
 from fl_core.trust.outside import VerifierKey
 from fl_core.trust.postgres_url import PostgresUrl
 from fl_core.trust.profile import IN_RUNS, Claims
+from fl_core.trust.profile import KIND as PROFILE
 from fl_core.trust.rotation import Revoked, new_card
 
 _PAGE = 500
@@ -298,7 +299,8 @@ class Ledger:
         prev = self._node(0, frontier.size - 1).hex() if frontier.size else NO_PREVIOUS
         cards: dict[str, Card] = {}
         if any(statement.kind in IN_RUNS for statement in statements):
-            self._claims.catch_up(self)
+            size = self.size
+            self._claims.catch_up(self.entries(self._claims.size, size, run="", kind=PROFILE), size, self.signer)
         entries: list[Entry] = []
         nodes: list[tuple[int, int, bytes]] = []
         signers: list[Card] = []

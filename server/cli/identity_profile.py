@@ -28,7 +28,8 @@ from server.cli.options import HomeOption, JsonOption
 if TYPE_CHECKING:
     from clients.own_profile import People, Said
     from fl_core.trust.entry import Statement
-    from fl_core.trust.profile import Member, Profile
+    from fl_core.trust.members import Member
+    from fl_core.trust.profile import Profile
     from fl_core.trust.roles import Role
 
 _NOTHING = "nothing was said yet: fedseal identity describe --help"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fl_core.home import Home
-    from fl_core.trust.profile import Members
+    from fl_core.trust.members import Members
 
 
 def members_reader(home: Home) -> Callable[[], Members] | None:

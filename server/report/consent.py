@@ -20,7 +20,7 @@ from fl_core.trust.grant_statements import Approval, Used, approved_by, revoked_
 from fl_core.trust.grants import Grant, Signer
 from fl_core.trust.identity import Card
 from fl_core.trust.ledger import Ledger
-from fl_core.trust.profile import Members, members_of
+from fl_core.trust.members import Members, members_of
 
 _FAR = 253_402_300_800_000  # the year 10000, in ms
 

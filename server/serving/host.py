@@ -29,8 +29,8 @@ from fl_core.trust.certificates import Pair
 from fl_core.trust.federation import host_port
 from fl_core.trust.identity import Card, Identity
 from fl_core.trust.ledger import Ledger
+from fl_core.trust.members import Members
 from fl_core.trust.once import create_once
-from fl_core.trust.profile import Members
 from server.predict import Prediction, Server, handler
 from server.serving.accounts import Accounts, Quota
 from server.serving.door import CAPACITY, Client, Door

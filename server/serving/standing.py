@@ -16,7 +16,7 @@ from fl_core.errors import FedsealError, RefusedError, UsageError
 from fl_core.home import Home
 from fl_core.trust import certificates, roles
 from fl_core.trust.identity import Card
-from fl_core.trust.profile import Members
+from fl_core.trust.members import Members
 from fl_core.trust.roles import Action
 from server.runtimes.remote import has_pass, read_pass
 

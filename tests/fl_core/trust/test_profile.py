@@ -16,8 +16,9 @@ from fl_core.trust.board import LedgerBoard
 from fl_core.trust.entry import NO_PREVIOUS, Entry, Statement
 from fl_core.trust.identity import Identity
 from fl_core.trust.ledger import Ledger
+from fl_core.trust.members import Member, Members, members_of
 from fl_core.trust.pack import write_pack
-from fl_core.trust.profile import IN_RUNS, Member, Members, Profile, members_of
+from fl_core.trust.profile import IN_RUNS, Profile
 from fl_core.trust.roles import Role, may
 from fl_core.trust.rotation import Revoked, rotate
 from fl_core.trust.verify import verify_ledger, verify_pack

@@ -31,7 +31,8 @@ from fl_core.trust.grant_statements import Approval, Denial, GrantRequest, Revoc
 from fl_core.trust.grants import Grant, Signer, Terms
 from fl_core.trust.identity import CardBook, Identity
 from fl_core.trust.ledger import Ledger
-from fl_core.trust.profile import MEMBER_KINDS, Members, Profile
+from fl_core.trust.members import MEMBER_KINDS, Members
+from fl_core.trust.profile import Profile
 from fl_core.trust.roles import Role
 from fl_core.trust.rotation import Revoked, rotate
 from fl_core.trust.verify import verify_ledger

@@ -13,7 +13,8 @@ from fl_core.home import Home
 from fl_core.trust import certificates, rotation
 from fl_core.trust.federation import Federation, Pass
 from fl_core.trust.identity import Identity
-from fl_core.trust.profile import Members, Profile
+from fl_core.trust.members import Members
+from fl_core.trust.profile import Profile
 from fl_core.trust.rotation import Revoked
 from server.cli.serve_members import members_reader
 from server.serving.standing import Standing, check_owner, standing_of
