@@ -26,7 +26,7 @@ from server.runtimes.exchange import Access
 LINK_SECONDS = 120.0  # that the SuperLink may be away
 PATIENCE = 60.0  # with a node once its loss is noted, which takes Flower up to 65 s: about two minutes in all
 OFFLINE_PATIENCE = 10.0  # with one that was not connected when it was asked
-NEEDED_PATIENCE = 90.0  # the same, where too few are: after an outage Flower turns nodes away for about a minute
+NEEDED_PATIENCE = 120.0  # with one that the job cannot do without: after an outage Flower turns nodes away for a minute
 ALIVE_SECONDS = 90.0  # a question that stood for so long was at a node that lived
 PAUSE = 2.0
 PARTS_LOOK = 0.2
@@ -88,6 +88,13 @@ class _Question:
     again: float = 0.0
 
 
+def _patience(spare: int, *, connected: bool) -> float:
+    """Seconds, where so many nodes more than the job needs are connected."""
+    if spare < (1 if connected else 0):
+        return NEEDED_PATIENCE
+    return PATIENCE if connected else OFFLINE_PATIENCE
+
+
 class DeploymentGrid(FederationGrid):
     """A Grid over the nodes of a deployment, within one Flower task."""
 
@@ -129,8 +136,7 @@ class DeploymentGrid(FederationGrid):
         """Send messages; returns ids of ours, which stay when a message is sent again."""
         try:
             online, names = self._api.nodes_online(), []
-            enough = len(online.intersection(self._names)) >= self._least
-            offline_patience = OFFLINE_PATIENCE if enough else NEEDED_PATIENCE
+            spare = len(online.intersection(self._names)) - self._least
             for message in messages:
                 self._sent += 1
                 now, connected = time.monotonic(), message.metadata.dst_node_id in online
@@ -138,7 +144,7 @@ class DeploymentGrid(FederationGrid):
                     f"{self._sent:064x}",
                     message,
                     now + message.metadata.ttl,
-                    PATIENCE if connected else offline_patience,
+                    _patience(spare, connected=connected),
                 )
                 self._post(question)
                 names.append(question.name)

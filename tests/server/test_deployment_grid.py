@@ -217,7 +217,9 @@ def test_a_node_that_stays_away_is_given_up_after_its_patience(grid, superlink, 
 
 
 @pytest.mark.parametrize(
-    ("away", "patience"), [({5}, OFFLINE_PATIENCE), ({5, 6}, NEEDED_PATIENCE)], ids=["enough others", "too few others"]
+    ("away", "patience"),
+    [(set(), PATIENCE), ({6}, NEEDED_PATIENCE), ({5}, OFFLINE_PATIENCE), ({5, 6}, NEEDED_PATIENCE)],
+    ids=["one to spare", "none to spare", "enough others", "too few others"],
 )
 def test_a_node_that_the_job_cannot_do_without_is_waited_for(superlink, away, patience):
     grid = DeploymentGrid(Link("127.0.0.1:1", b"ca", Task(11, 2**63 + 1, "f3" * 16), NODES, least=2))
