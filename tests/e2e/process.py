@@ -19,7 +19,7 @@ from typing import Any
 REPO = Path(__file__).resolve().parents[2]
 DEMO = REPO / "experiments" / "demo.toml"
 FEDSEAL = [str(Path(sys.executable).with_name("fedseal"))]
-LONG = 180.0
+LONG = 300.0
 TAG = "FEDSEAL_TEST_TAG"
 
 QUICK = """

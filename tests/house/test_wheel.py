@@ -14,7 +14,7 @@ import pytest
 
 from tests.e2e.process import REPO, Place
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 PACKAGES = ("fl_core", "strategies", "clients", "server")
 LEFT_OUT = (".*", "build", "dist", "*.egg-info", "__pycache__", "runs", "mlruns", "node_modules")
 
