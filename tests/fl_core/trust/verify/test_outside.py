@@ -173,7 +173,7 @@ def test_forged_lines_in_a_ledger_never_count(scene: Scene, outsiders: dict[str,
         (key(chamber), cosign(chamber, older)),  # of another checkpoint
         (key(chamber), cosign(Identity.create("chamber"), note)),  # under another key
         (key(chamber), good[:-6] + ("A" if good[-6] != "A" else "B") + good[-5:]),
-        (key(chamber)[:-1] + "A", good), ("chamber", good), (7, good), (key(chamber), b"x"), (key(chamber), None),
+        (key(chamber)[:-1] + ("A" if key(chamber)[-1] != "A" else "B"), good), ("chamber", good), (7, good), (key(chamber), b"x"), (key(chamber), None),
     )):  # fmt: skip
         path = tmp_path / f"{number}.db"
         shutil.copy(scene.path, path)
