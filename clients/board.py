@@ -129,8 +129,9 @@ class DoorBoard:
             If it is more than a board can hold.
         """
         wanted = check_kinds(kinds)
-        rotations = [(posted.statement, posted.card) for posted in self._pages(["rotate"], 0)]
-        ended = {self._revoked(posted) for posted in self._pages(["revoke"], 0)}
+        changes = list(self._pages(["revoke", "rotate"], 0))
+        rotations = [(posted.statement, posted.card) for posted in changes if posted.entry.kind == "rotate"]
+        ended = {self._revoked(posted) for posted in changes if posted.entry.kind == "revoke"}
         followed = Followed(self._book, rotations, log=self.log, ended=ended - {""})
         found = []
         for posted in self._pages(wanted, since):

@@ -589,16 +589,16 @@ def test_who_posts_faster_than_a_person_waits_and_others_do_not(scene, monkeypat
 
 
 class Liar:
-    """A door that answers with what a test makes."""
+    """A door that answers with what a test makes; `changes`: to who asks for changes of keys."""
 
     address = "liar:1"
 
-    def __init__(self, *pages: BoardReply) -> None:
-        self.pages = pages
+    def __init__(self, *pages: BoardReply, changes: BoardReply | None = None) -> None:
+        self.pages, self.changes = pages, changes or BoardReply()
 
     def board(self, kinds, since):
-        if list(kinds) in (["rotate"], ["revoke"]):
-            return BoardReply()
+        if list(kinds) == ["revoke", "rotate"]:
+            return self.changes
         return self.pages[min(since, len(self.pages) - 1)]
 
 
@@ -677,7 +677,8 @@ def test_a_strangers_revocation_ends_nobodys_key(posted):
     eve = Identity.create("eve")
     lie = Revoked("bank", bank.card.fingerprint, "no").sign(eve, log=one.entry.log)
     said: list[str] = []
-    board = DoorBoard(Liar(page((dataclasses.replace(one.entry, statement=lie), eve.card))), coordinator.card, None)
+    told = page((dataclasses.replace(one.entry, statement=lie), eve.card))
+    board = DoorBoard(Liar(changes=told), coordinator.card, None)
     assert (revoked_keys(board, tell=said.append), len(said)) == (frozenset(), 1)
 
 
