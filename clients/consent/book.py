@@ -154,12 +154,18 @@ class ConsentBook:
         if claim is not None:
             require(card.name, claim.held, action)
 
-    def distrust(self, fingerprint: str) -> None:
-        """Take a card for revoked from now on, whoever's it is: 64 hex digits."""
+    @property
+    def revoked_keys(self) -> frozenset[str]:
+        """Fingerprints of the cards that count no more here, whoever's they are."""
+        return frozenset(self._held.read().revoked_keys)
+
+    def distrust(self, *fingerprints: str) -> None:
+        """Take cards for revoked from now on, whoever's they are: 64 hex digits each."""
         with self._held.change() as held:
-            held.revoked_keys.add(fingerprint)
+            held.revoked_keys.update(fingerprints)
             for known in held.claims.values():
-                known.pop(fingerprint, None)
+                for fingerprint in fingerprints:
+                    known.pop(fingerprint, None)
 
     def waiting(self) -> tuple[Waiting, ...]:
         """Return the requests that are neither granted nor denied, oldest first."""

@@ -182,7 +182,7 @@ class Consent(ConsentBook):
             owner_key=self.identity.card.fingerprint,
             card=card,
             withdrawn=listing is not None and listing.withdrawn,
-            revoked_keys=frozenset(self._held.read().revoked_keys),
+            revoked_keys=self.revoked_keys,
             strict=strict,
         )
 

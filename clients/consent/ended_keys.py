@@ -29,20 +29,15 @@ def take_up(store: PartyStore, packet: Packet, job: Job, coordinator: Card) -> N
     # Pins stay, for the owner to forget by hand: a coordinator may revoke a card by its own word, and the next one
     # that it brings would be pinned in its place.
     shown = ended_shown(packet.extra.get(FIELD, []), log=packet.statement.log, coordinator=coordinator)
-    if new := shown - _known(store):
-        for fingerprint in sorted(new & _met(store, packet, job)):
-            store.consent.distrust(fingerprint)
+    if (new := shown - store.consent.revoked_keys) and (mine := new & _met(store, packet, job)):
+        store.consent.distrust(*mine)
 
 
 def check_cards(store: PartyStore, cards: Iterable[Card]) -> None:
     """Refuse (`WrongKey`) a run with a card that is known to have ended."""
-    known = _known(store)
+    known = store.consent.revoked_keys
     if ended := sorted(card.name for card in cards if card.fingerprint in known):
         raise WrongKey(f"the roster shows a card of {', '.join(ended)} that was rotated or revoked")
-
-
-def _known(store: PartyStore) -> set[str]:
-    return ConsentFolder(store.path / "consent").read().revoked_keys
 
 
 def _met(store: PartyStore, packet: Packet, job: Job) -> set[str]:

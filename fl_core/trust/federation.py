@@ -101,8 +101,14 @@ class Pass:
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise UsageError(f"{where}: not a pass; allowed: the file of fedseal coordinator admit") from None
         certificates.check_key(person, where)
-        certificates.check(person.certificate, authority=federation.authority, purpose="client", where=where)
-        return cls(federation, person)
+        found = cls(federation, person)
+        found.holder(where)
+        return found
+
+    def holder(self, where: str = "certificate") -> certificates.Checked:
+        """Whom it is for, and with which roles, verified.  Raises `UsageError` for a certificate that does not hold."""
+        authority = self.federation.authority
+        return certificates.check(self.person.certificate, authority=authority, purpose="client", where=where)
 
     def encode(self) -> bytes:
         """As stored."""

@@ -135,7 +135,6 @@ class Desk:
     def sync(self) -> list[str]:
         """Take up what others have said of one's own data and grants, and whose keys have ended; what was refused."""
         from clients.board import revoked_keys
-        from clients.consent.folder import ConsentFolder
 
         if self.board is None:
             return []
@@ -149,9 +148,8 @@ class Desk:
                 continue
             except FedsealError as error:
                 refused.append(f"entry {posted.entry.seq} of {posted.entry.by}: {error}")
-        ended = revoked_keys(self.board, tell=refused.append)
-        for fingerprint in ended - ConsentFolder(self.folder / "consent").read().revoked_keys:
-            self.consent.distrust(fingerprint)
+        if new := revoked_keys(self.board, tell=refused.append) - self.consent.revoked_keys:
+            self.consent.distrust(*new)
         return list(dict.fromkeys([*refused, *getattr(self.board, "refused", [])]))
 
     def ended_keys(self) -> frozenset[str]:
@@ -222,11 +220,9 @@ def _own_name(home: Home, role: str) -> str:
 
 def pass_name(home: Home) -> str:
     """Whom the pass of this home is for.  Raises UsageError for one that does not hold."""
-    from fl_core.trust import certificates
     from server.runtimes.remote import read_pass
 
-    held = read_pass(home)
-    return certificates.check(held.person.certificate, authority=held.federation.authority, purpose="client").name
+    return read_pass(home).holder().name
 
 
 def board_of(stack: ExitStack, home: Home, name: str) -> tuple[Board | None, str]:

@@ -162,15 +162,12 @@ def _is_node(desk: Desk) -> bool:
 
 def _roles(desk: Desk, before: Profile | None) -> frozenset[Role]:
     """The roles said before, as far as the pass still gives them; else those that node and pass give."""
-    from fl_core.trust import certificates
     from fl_core.trust.roles import Role, held
     from server.runtimes.remote import read_pass
 
     owner = frozenset({Role.DATA_OWNER})
     if _holds_pass(desk):
-        shown = read_pass(desk.home)
-        authority = shown.federation.authority
-        given = held(certificates.check(shown.person.certificate, authority=authority, purpose="client").roles)
+        given = held(read_pass(desk.home).holder().roles)
         if before is not None and (_is_node(desk) or before.held <= given):
             return before.held
         return given | owner if _is_node(desk) else given

@@ -20,7 +20,6 @@ from fl_core.errors import BudgetExceeded, FedsealError, JobFailed, RefusedError
 from fl_core.files import write_atomic
 from fl_core.home import Home
 from fl_core.job import Job
-from fl_core.trust import certificates
 from fl_core.trust.checkpoint import log_id
 from fl_core.trust.federation import Pass
 from fl_core.wire.door_pb2 import SubmitReply
@@ -97,8 +96,7 @@ def _order(job: Job, home: Home, held: Pass, as_name: str | None, *, look: bool 
     from server import orders
 
     if as_name is None:
-        authority = held.federation.authority
-        as_name = certificates.check(held.person.certificate, authority=authority, purpose="client").name
+        as_name = held.holder().name
     log = log_id(held.federation.coordinator)
     return orders.make(orders.person(home, as_name), job, log=log, look=look)
 

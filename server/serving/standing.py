@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 from fl_core.errors import FedsealError, RefusedError, UsageError
 from fl_core.home import Home
-from fl_core.trust import certificates, roles
+from fl_core.trust import roles
 from fl_core.trust.identity import Card
 from fl_core.trust.members import Members
 from fl_core.trust.roles import Action
@@ -90,8 +90,7 @@ def check_owner(home: Home) -> None:
     """Raise UsageError unless the pass of this home, if it has one, is for somebody who may serve predictions."""
     if not has_pass(home):
         return
-    held = read_pass(home)
-    person = certificates.check(held.person.certificate, authority=held.federation.authority, purpose="client")
+    person = read_pass(home).holder()
     try:
         roles.require(person.name, roles.held(person.roles), Action.SERVE_PREDICTIONS)
     except RefusedError as error:
