@@ -334,11 +334,16 @@ class Running:
         identity = Identity.load_or_create(self.home.coordinator, COORDINATOR)
         with Ledger.open(self.home.ledger, identity) as ledger:
             ledger.commit([Statement.make(identity, log=ledger.log, kind="failure", run=self.info.run, body=body)])
-            if self.home.witnesses.exists():
-                from server.witness import ask_about_run
-
-                told = ask_about_run(self.home, ledger)
+            if (told := self._ask_witnesses(ledger)) is not None:
                 self.folder.write_log(f"witnesses from outside: {json.dumps(told)}")
+
+    def _ask_witnesses(self, ledger: Ledger) -> dict[str, Any] | None:
+        """What those from outside said; None where this home names none."""
+        if not self.home.witnesses.exists():  # most homes: nothing is imported for it
+            return None
+        from server.witness import ask_about_run
+
+        return ask_about_run(self.home, ledger)
 
     def _summary(self, ledger: Ledger, metrics: dict[str, float], model: str, seconds: float) -> dict[str, Any]:
         out = Path(self.info.out)
@@ -392,10 +397,8 @@ class Running:
             publish = {"model": str(model), "name": self.job.name, "digest": summary["model_digest"]}
         files = [*written.files, *([(Path(publish["model"]), MODEL_FOLDER)] if publish else [])]
         summary["ledger"] |= self._commit_to(files, ledger)
-        if self.home.witnesses.exists():
-            from server.witness import ask_about_run
-
-            summary["witnesses"] = ask_about_run(self.home, ledger)
+        if (told := self._ask_witnesses(ledger)) is not None:
+            summary["witnesses"] = told
         tags = {"ledger.size": str(summary["ledger"]["size"]), "ledger.root": summary["ledger"]["root"]}
         if summary["model_digest"]:
             tags["model.digest"] = summary["model_digest"]
